@@ -1,0 +1,1 @@
+//! A SPI flash chip as software: the chip's command-frame decoder.

@@ -1,0 +1,1 @@
+//! A ZNS SSD in user space: zone state machine, media, and the ublk front.
