@@ -1,1 +1,85 @@
 //! What a ublk device needs besides its I/O: lifecycle, queues, recovery, statistics.
+//!
+//! A driver implements [`Target`] (what the device is, and one [`QueueHandler`] per queue) and hands it to
+//! [`lifecycle::serve`]; this crate adds the kernel device, runs one thread and one io_uring per queue, keeps the
+//! state that `list`, `stat`, `del` and `recover` need, and deletes the device when it is told to.
+//!
+//! The invariant: **every request that the kernel hands over is completed**, with its result or an errno, also when
+//! the handler panics ([`queue`]). A driver that drops a request hangs every process that waits for it, and ublk has
+//! no request timeout for privileged devices.
+//!
+//! Layers: [`spec`], [`request`] are pure; [`queue`], [`state`], [`control`], [`lifecycle`] are the engine;
+//! [`adapter`] alone knows the kernel's ABI (through libublk's bindings); [`cli`] is the shared command line.
+
+pub mod adapter;
+pub mod cli;
+pub mod control;
+pub mod daemon;
+pub mod error;
+pub mod lifecycle;
+pub mod null;
+pub mod queue;
+pub mod request;
+pub mod spec;
+pub mod state;
+pub mod stats;
+
+pub use error::{Error, Result};
+pub use request::{Done, Errno, Op, Payload, Request};
+pub use spec::{DataPath, DeviceSpec, DiscardSpec, Recovery, WriteCache, ZonedSpec};
+
+/// A ublk device: what it looks like to the kernel and who handles its queues.
+///
+/// One value serves the whole device; it is shared by the queue threads and the control thread.
+pub trait Target: Send + Sync + 'static {
+    /// What one queue thread owns.
+    type Queue: QueueHandler;
+
+    /// The name in `list` and in the state file: `zns`, `dpuswap`, `null`.
+    fn kind(&self) -> &'static str;
+
+    /// The device's size, limits and features. Asked once, before the device is added.
+    fn spec(&self) -> DeviceSpec;
+
+    /// Called once the device's number is known and before its queues start (also on recovery).
+    ///
+    /// # Errors
+    /// Any error stops the start and leaves nothing loaded.
+    fn bind(&self, _id: u32) -> std::result::Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        Ok(())
+    }
+
+    /// Makes the handler of queue `queue`; called on that queue's own thread.
+    ///
+    /// # Errors
+    /// Any error stops the start and leaves nothing loaded.
+    fn open_queue(
+        &self,
+        queue: u16,
+    ) -> std::result::Result<Self::Queue, Box<dyn std::error::Error + Send + Sync>>;
+
+    /// The target's own statistics, merged under `"target"` into what `stat` prints.
+    fn stats(&self) -> serde_json::Value {
+        serde_json::Value::Null
+    }
+
+    /// Answers a target's own control request (`{"op": ...}`), such as a zone report or a fault.
+    ///
+    /// # Errors
+    /// A one-line reason, printed by the command that asked.
+    fn control(&self, request: &serde_json::Value) -> std::result::Result<serde_json::Value, String> {
+        Err(format!("unknown request {request}"))
+    }
+
+    /// Called after the last request, before the device is deleted.
+    fn stopped(&self) {}
+}
+
+/// Handles the requests of one queue, on that queue's thread.
+pub trait QueueHandler {
+    /// Does one request.
+    ///
+    /// # Errors
+    /// The errno the block layer sees. See `blk_errors[]` in the kernel's block/blk-core.c for what each becomes.
+    fn handle(&mut self, request: &Request, payload: &mut Payload<'_>) -> std::result::Result<Done, Errno>;
+}

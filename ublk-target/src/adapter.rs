@@ -1,0 +1,745 @@
+//! The kernel's ublk ABI, and the only module that names libublk.
+//!
+//! libublk 0.4.8 gives the ABI's types and numbers and page-aligned buffers. Its control and queue objects are not
+//! used; what they do wrong for a daemon, and what this module does instead:
+//!
+//! | libublk 0.4.8 | here |
+//! |---|---|
+//! | the control ring is a thread-local; using a `UblkCtrl` on another thread panics | [`Control`] owns its ring |
+//! | `EBUSY` from a control command is returned as success (`Ok(-16)`) | every negative result is an error |
+//! | a signal while a command waits makes it return `EAGAIN`, and its late answer is taken for the next command's | [`Control::command`] waits for its own answer, across signals |
+//! | no limit on how long a command may take; `ADD_DEV` and `START_DEV` have hung on some kernels | each command has a deadline |
+//! | flags it does not list are refused | flags go to the kernel, which refuses what it lacks |
+//! | state in /run/ublksrvd, made with mode 0777, and noise on stderr when it is missing | [`crate::state`], mode 0700 |
+//! | queue rings lack `SINGLE_ISSUER`, `DEFER_TASKRUN` | [`IoQueue`] sets both |
+//! | `unwrap` and `assert` on ring errors on the I/O path | errors end the queue, which fails its requests |
+//!
+//! Sources: Linux `Documentation/block/ublk.rst`, `include/uapi/linux/ublk_cmd.h`, `drivers/block/ublk_drv.c`.
+
+use crate::{
+    error::{Error, Result},
+    request::{Op, Payload, Request, UserCopy},
+    spec::{DataPath, DeviceSpec, Recovery, SECTOR_BYTES, WriteCache},
+};
+use io_uring::{IoUring, cqueue, opcode, squeue, types};
+use libublk::{helpers::IoBuf, sys};
+use std::{
+    fs::{File, OpenOptions},
+    io,
+    os::fd::AsRawFd,
+    path::Path,
+    time::{Duration, Instant},
+};
+
+const CONTROL_PATH: &str = "/dev/ublk-control";
+
+/// Names of the driver's feature bits, in order (`UBLK_F_*`).
+pub const FEATURES: [(&str, u64); 20] = [
+    ("SUPPORT_ZERO_COPY", 1 << 0),
+    ("URING_CMD_COMP_IN_TASK", 1 << 1),
+    ("NEED_GET_DATA", 1 << 2),
+    ("USER_RECOVERY", 1 << 3),
+    ("USER_RECOVERY_REISSUE", 1 << 4),
+    ("UNPRIVILEGED_DEV", 1 << 5),
+    ("CMD_IOCTL_ENCODE", 1 << 6),
+    ("USER_COPY", 1 << 7),
+    ("ZONED", 1 << 8),
+    ("USER_RECOVERY_FAIL_IO", 1 << 9),
+    ("UPDATE_SIZE", 1 << 10),
+    ("AUTO_BUF_REG", 1 << 11),
+    ("QUIESCE", 1 << 12),
+    ("PER_IO_DAEMON", 1 << 13),
+    ("BUF_REG_OFF_DAEMON", 1 << 14),
+    ("BATCH_IO", 1 << 15),
+    ("INTEGRITY", 1 << 16),
+    ("SAFE_STOP_DEV", 1 << 17),
+    ("NO_AUTO_PART_SCAN", 1 << 18),
+    ("SHMEM_ZC", 1 << 19),
+];
+
+/// A device's state in the driver (`UBLK_S_DEV_*`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DeviceState {
+    /// Added, not started, or stopped.
+    Dead,
+    /// Serving I/O.
+    Live,
+    /// Its daemon died; requests wait for `recover`.
+    Quiesced,
+    /// Its daemon died; requests fail until `recover`.
+    FailIo,
+    /// A state this crate does not know.
+    Unknown,
+}
+
+/// What the driver says of a device.
+#[derive(Debug, Clone, Copy)]
+pub struct DeviceInfo {
+    /// The number N of /dev/ublkbN.
+    pub id: u32,
+    /// Its state.
+    pub state: DeviceState,
+    /// The daemon's process id, -1 when there is none.
+    pub pid: i32,
+    /// Hardware queues (the kernel caps them at the number of CPUs).
+    pub queues: u16,
+    /// Requests in flight per queue.
+    pub depth: u16,
+    /// The longest request in bytes.
+    pub max_io_bytes: u32,
+    /// `UBLK_F_*` in force.
+    pub flags: u64,
+}
+
+impl DeviceInfo {
+    fn from_kernel(info: &sys::ublksrv_ctrl_dev_info) -> Self {
+        DeviceInfo {
+            id: info.dev_id,
+            state: match u32::from(info.state) {
+                sys::UBLK_S_DEV_DEAD => DeviceState::Dead,
+                sys::UBLK_S_DEV_LIVE => DeviceState::Live,
+                sys::UBLK_S_DEV_QUIESCED => DeviceState::Quiesced,
+                sys::UBLK_S_DEV_FAIL_IO => DeviceState::FailIo,
+                _ => DeviceState::Unknown,
+            },
+            pid: info.ublksrv_pid,
+            queues: info.nr_hw_queues,
+            depth: info.queue_depth,
+            max_io_bytes: info.max_io_buf_bytes,
+            flags: info.flags,
+        }
+    }
+
+    /// Whether a new daemon may take the device over.
+    pub fn recoverable(&self) -> bool {
+        self.flags & u64::from(sys::UBLK_F_USER_RECOVERY) != 0
+    }
+}
+
+/// The driver's control device.
+pub struct Control {
+    file: File,
+    ring: IoUring<squeue::Entry128, cqueue::Entry>,
+    token: u64,
+    limit: Duration,
+}
+
+impl Control {
+    /// Opens the control device; each command may then take up to `limit`.
+    ///
+    /// # Errors
+    /// [`Error::NoDriver`] without the driver, [`Error::OpenControl`] without the right to use it.
+    pub fn open(limit: Duration) -> Result<Control> {
+        if !Path::new(CONTROL_PATH).exists() {
+            return Err(Error::NoDriver);
+        }
+        let file =
+            OpenOptions::new().read(true).write(true).open(CONTROL_PATH).map_err(Error::OpenControl)?;
+        let ring = IoUring::builder()
+            .build(4)
+            .map_err(|source| Error::System { what: "making the control io_uring", source })?;
+        Ok(Control { file, ring, token: 0, limit })
+    }
+
+    /// Sends one command and waits for its answer.
+    fn command(
+        &mut self,
+        name: &'static str,
+        op: u32,
+        id: Option<u32>,
+        fill: impl FnOnce(&mut sys::ublksrv_ctrl_cmd),
+    ) -> Result<i32> {
+        let mut cmd = sys::ublksrv_ctrl_cmd {
+            dev_id: id.unwrap_or(u32::MAX),
+            queue_id: u16::MAX,
+            ..Default::default()
+        };
+        fill(&mut cmd);
+        let shown = || id.map_or("new".into(), |id| id.to_string());
+        let system = |source| Error::System { what: "submitting a control command", source };
+        self.token += 1;
+        let mut bytes = [0u8; 80];
+        // SAFETY: the command is 32 bytes of plain integers without padding, the SQE's space is 80 bytes.
+        unsafe {
+            std::ptr::copy_nonoverlapping(
+                std::ptr::from_ref(&cmd).cast::<u8>(),
+                bytes.as_mut_ptr(),
+                size_of_val(&cmd),
+            );
+        }
+        let entry = opcode::UringCmd80::new(types::Fd(self.file.as_raw_fd()), op)
+            .cmd(bytes)
+            .build()
+            .user_data(self.token);
+        // SAFETY: what the command points at outlives it: callers keep it on their stack until this returns, and a
+        // command that times out ends the process's use of the driver (its callers exit).
+        unsafe { self.ring.submission().push(&entry) }.map_err(|full| system(io::Error::other(full)))?;
+        let deadline = Instant::now() + self.limit;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let time = types::Timespec::from(left);
+            let args = types::SubmitArgs::new().timespec(&time);
+            match self.ring.submitter().submit_with_args(1, &args) {
+                Ok(_) => {}
+                Err(error) => match error.raw_os_error() {
+                    Some(libc::ETIME | libc::EINTR) => {}
+                    _ => return Err(system(error)),
+                },
+            }
+            while let Some(answer) = self.ring.completion().next() {
+                if answer.user_data() != self.token {
+                    continue; // the late answer of a command that timed out
+                }
+                return match answer.result() {
+                    0.. => Ok(answer.result()),
+                    errno => Err(Error::Control {
+                        command: name,
+                        id: shown(),
+                        source: io::Error::from_raw_os_error(-errno),
+                    }),
+                };
+            }
+            if Instant::now() >= deadline {
+                return Err(Error::Timeout { command: name, id: shown(), seconds: self.limit.as_secs() });
+            }
+        }
+    }
+
+    /// The driver's feature mask (`UBLK_F_*`).
+    ///
+    /// # Errors
+    /// The kernel's, if it is older than 6.5.
+    pub fn features(&mut self) -> Result<u64> {
+        let mut features = 0u64;
+        let at = std::ptr::from_mut(&mut features) as u64;
+        self.command("GET_FEATURES", sys::UBLK_U_CMD_GET_FEATURES, None, |cmd| {
+            cmd.addr = at;
+            cmd.len = size_of::<u64>() as u16;
+        })?;
+        Ok(features)
+    }
+
+    /// Adds a device as `spec` says and returns what it became.
+    ///
+    /// # Errors
+    /// [`Error::MissingFeature`], [`Error::IdTaken`], or the kernel's refusal.
+    pub fn add(&mut self, id: Option<u32>, spec: &DeviceSpec) -> Result<DeviceInfo> {
+        spec.validate()?;
+        let flags = flags(spec);
+        self.check_features(flags)?;
+        let mut info = sys::ublksrv_ctrl_dev_info {
+            nr_hw_queues: spec.queues,
+            queue_depth: spec.depth,
+            max_io_buf_bytes: spec.max_io_bytes,
+            dev_id: id.unwrap_or(u32::MAX),
+            flags,
+            ..Default::default()
+        };
+        let at = std::ptr::from_mut(&mut info) as u64;
+        self.command("ADD_DEV", sys::UBLK_U_CMD_ADD_DEV, id, |cmd| {
+            cmd.addr = at;
+            cmd.len = size_of::<sys::ublksrv_ctrl_dev_info>() as u16;
+        })
+        .map_err(|error| match (&error, id) {
+            (Error::Control { source, .. }, Some(id)) if source.raw_os_error() == Some(libc::EEXIST) => {
+                Error::IdTaken(id)
+            }
+            _ => error,
+        })?;
+        Ok(DeviceInfo::from_kernel(&info))
+    }
+
+    fn check_features(&mut self, wanted: u64) -> Result<()> {
+        let has = self.features()?;
+        match FEATURES.iter().find(|(_, bit)| wanted & bit != 0 && has & bit == 0) {
+            Some(("ZONED", _)) => Err(Error::MissingFeature {
+                feature: "ZONED",
+                has,
+                needs: "Linux 6.6 or later built with CONFIG_BLK_DEV_ZONED",
+            }),
+            Some((feature, _)) => Err(Error::MissingFeature { feature, has, needs: "Linux 6.6 or later" }),
+            None => Ok(()),
+        }
+    }
+
+    /// Tells the kernel the device's parameters; between [`Control::add`] and [`Control::start`].
+    ///
+    /// # Errors
+    /// The kernel's refusal.
+    pub fn set_params(&mut self, id: u32, spec: &DeviceSpec) -> Result<()> {
+        let mut params = params(spec);
+        let at = std::ptr::from_mut(&mut params) as u64;
+        let len = params.len as u16;
+        self.command("SET_PARAMS", sys::UBLK_U_CMD_SET_PARAMS, Some(id), |cmd| {
+            cmd.addr = at;
+            cmd.len = len;
+        })?;
+        Ok(())
+    }
+
+    /// The device's capacity in bytes, as the kernel was told.
+    ///
+    /// # Errors
+    /// [`Error::NoDevice`], or the kernel's refusal.
+    pub fn size_bytes(&mut self, id: u32) -> Result<u64> {
+        let mut params = sys::ublk_params { len: size_of::<sys::ublk_params>() as u32, ..Default::default() };
+        let at = std::ptr::from_mut(&mut params) as u64;
+        let len = params.len as u16;
+        self.command("GET_PARAMS", sys::UBLK_U_CMD_GET_PARAMS, Some(id), |cmd| {
+            cmd.addr = at;
+            cmd.len = len;
+        })
+        .map_err(|error| no_device(error, id))?;
+        Ok(params.basic.dev_sectors.saturating_mul(SECTOR_BYTES))
+    }
+
+    /// What the driver says of device `id`.
+    ///
+    /// # Errors
+    /// [`Error::NoDevice`].
+    pub fn info(&mut self, id: u32) -> Result<DeviceInfo> {
+        let mut info = sys::ublksrv_ctrl_dev_info::default();
+        let at = std::ptr::from_mut(&mut info) as u64;
+        self.command("GET_DEV_INFO", sys::UBLK_U_CMD_GET_DEV_INFO, Some(id), |cmd| {
+            cmd.addr = at;
+            cmd.len = size_of::<sys::ublksrv_ctrl_dev_info>() as u16;
+        })
+        .map_err(|error| no_device(error, id))?;
+        Ok(DeviceInfo::from_kernel(&info))
+    }
+
+    /// The CPUs that submit to queue `queue`, as a mask for `sched_setaffinity`.
+    ///
+    /// # Errors
+    /// The kernel's refusal.
+    pub fn queue_affinity(&mut self, id: u32, queue: u16) -> Result<libc::cpu_set_t> {
+        // SAFETY: an all-zero cpu_set_t is the empty set.
+        let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
+        let at = std::ptr::from_mut(&mut set) as u64;
+        self.command("GET_QUEUE_AFFINITY", sys::UBLK_U_CMD_GET_QUEUE_AFFINITY, Some(id), |cmd| {
+            cmd.addr = at;
+            cmd.len = size_of::<libc::cpu_set_t>() as u16;
+            cmd.data = [u64::from(queue)];
+        })?;
+        Ok(set)
+    }
+
+    /// Starts the device: /dev/ublkbN appears. All queues must be fetching. The kernel reads the partition table and
+    /// the zone report before this returns.
+    ///
+    /// # Errors
+    /// The kernel's refusal, or [`Error::Timeout`].
+    pub fn start(&mut self, id: u32) -> Result<()> {
+        let pid = u64::from(std::process::id());
+        self.command("START_DEV", sys::UBLK_U_CMD_START_DEV, Some(id), |cmd| cmd.data = [pid])?;
+        Ok(())
+    }
+
+    /// Stops the device: /dev/ublkbN goes away after its last request.
+    ///
+    /// # Errors
+    /// [`Error::NoDevice`], the kernel's refusal, or [`Error::Timeout`].
+    pub fn stop(&mut self, id: u32) -> Result<()> {
+        self.command("STOP_DEV", sys::UBLK_U_CMD_STOP_DEV, Some(id), |_| {})
+            .map_err(|error| no_device(error, id))?;
+        Ok(())
+    }
+
+    /// Deletes a stopped device; waits until its daemon has let go of it.
+    ///
+    /// # Errors
+    /// [`Error::NoDevice`], the kernel's refusal, or [`Error::Timeout`].
+    pub fn delete(&mut self, id: u32) -> Result<()> {
+        self.command("DEL_DEV", sys::UBLK_U_CMD_DEL_DEV, Some(id), |_| {})
+            .map_err(|error| no_device(error, id))?;
+        Ok(())
+    }
+
+    /// Begins to take over a device whose daemon died; waits for the kernel to notice the death.
+    ///
+    /// # Errors
+    /// [`Error::NotRecoverable`] when it is not waiting for a new daemon.
+    pub fn start_recovery(&mut self, id: u32) -> Result<()> {
+        let deadline = Instant::now() + self.limit;
+        loop {
+            let sent =
+                self.command("START_USER_RECOVERY", sys::UBLK_U_CMD_START_USER_RECOVERY, Some(id), |_| {});
+            match sent {
+                Ok(_) => return Ok(()),
+                Err(Error::Control { source, .. })
+                    if source.raw_os_error() == Some(libc::EBUSY) && Instant::now() < deadline =>
+                {
+                    std::thread::sleep(Duration::from_millis(50));
+                }
+                Err(Error::Control { source, .. }) if source.raw_os_error() == Some(libc::EBUSY) => {
+                    return Err(Error::NotRecoverable { id, why: "its daemon still runs".into() });
+                }
+                Err(Error::Control { source, .. }) if source.raw_os_error() == Some(libc::EINVAL) => {
+                    let why = "it was not added with recovery".into();
+                    return Err(Error::NotRecoverable { id, why });
+                }
+                Err(error) => return Err(no_device(error, id)),
+            }
+        }
+    }
+
+    /// Completes a recovery: all queues must be fetching.
+    ///
+    /// # Errors
+    /// The kernel's refusal, or [`Error::Timeout`].
+    pub fn end_recovery(&mut self, id: u32) -> Result<()> {
+        let pid = u64::from(std::process::id());
+        self.command("END_USER_RECOVERY", sys::UBLK_U_CMD_END_USER_RECOVERY, Some(id), |cmd| {
+            cmd.data = [pid];
+        })?;
+        Ok(())
+    }
+}
+
+/// The driver answers an unknown number with EINVAL or ENODEV, depending on the command and kernel.
+fn no_device(error: Error, id: u32) -> Error {
+    match &error {
+        Error::Control { source, .. }
+            if matches!(source.raw_os_error(), Some(libc::EINVAL | libc::ENODEV | libc::ENOENT))
+                && !Path::new(&format!("/sys/class/ublk-char/ublkc{id}")).exists() =>
+        {
+            Error::NoDevice(id)
+        }
+        _ => error,
+    }
+}
+
+fn flags(spec: &DeviceSpec) -> u64 {
+    let mut flags = sys::UBLK_F_CMD_IOCTL_ENCODE;
+    if spec.data_path == DataPath::UserCopy {
+        flags |= sys::UBLK_F_USER_COPY;
+    }
+    if spec.zoned.is_some() {
+        flags |= sys::UBLK_F_ZONED;
+    }
+    flags |= match spec.recovery {
+        Recovery::None => 0,
+        Recovery::Abort => sys::UBLK_F_USER_RECOVERY,
+        Recovery::Reissue => sys::UBLK_F_USER_RECOVERY | sys::UBLK_F_USER_RECOVERY_REISSUE,
+    };
+    flags.into()
+}
+
+fn params(spec: &DeviceSpec) -> sys::ublk_params {
+    let shift = |n: u32| n.trailing_zeros() as u8;
+    let sectors = |bytes: u64| (bytes / SECTOR_BYTES).min(u32::MAX.into()) as u32;
+    let mut params = sys::ublk_params {
+        len: size_of::<sys::ublk_params>() as u32,
+        types: sys::UBLK_PARAM_TYPE_BASIC,
+        basic: sys::ublk_param_basic {
+            attrs: match spec.write_cache {
+                WriteCache::Durable => 0,
+                WriteCache::Volatile { fua: false } => sys::UBLK_ATTR_VOLATILE_CACHE,
+                WriteCache::Volatile { fua: true } => sys::UBLK_ATTR_VOLATILE_CACHE | sys::UBLK_ATTR_FUA,
+            },
+            logical_bs_shift: shift(spec.logical_block_bytes),
+            physical_bs_shift: shift(spec.physical_block_bytes),
+            io_opt_shift: shift(spec.physical_block_bytes),
+            io_min_shift: shift(spec.physical_block_bytes),
+            max_sectors: sectors(spec.max_io_bytes.into()),
+            chunk_sectors: 0,
+            dev_sectors: spec.size_bytes / SECTOR_BYTES,
+            virt_boundary_mask: 0,
+        },
+        ..Default::default()
+    };
+    if let Some(discard) = spec.discard {
+        params.types |= sys::UBLK_PARAM_TYPE_DISCARD;
+        params.discard = sys::ublk_param_discard {
+            discard_alignment: 0,
+            discard_granularity: discard.granularity_bytes,
+            max_discard_sectors: sectors(discard.max_bytes),
+            max_write_zeroes_sectors: sectors(discard.max_write_zeroes_bytes),
+            max_discard_segments: 1,
+            reserved0: 0,
+        };
+    }
+    if let Some(zoned) = spec.zoned {
+        params.types |= sys::UBLK_PARAM_TYPE_ZONED;
+        params.basic.chunk_sectors = sectors(zoned.zone_size_bytes);
+        params.zoned = sys::ublk_param_zoned {
+            max_open_zones: zoned.max_open_zones,
+            max_active_zones: zoned.max_active_zones,
+            max_zone_append_sectors: sectors(zoned.max_append_bytes.into()),
+            ..Default::default()
+        };
+    }
+    params
+}
+
+/// The numbers of all ublk devices on this machine, in order.
+pub fn device_ids() -> Vec<u32> {
+    let mut ids: Vec<u32> = std::fs::read_dir("/sys/class/ublk-char")
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.strip_prefix("ublkc")?.parse().ok())
+        .collect();
+    ids.sort_unstable();
+    ids
+}
+
+/// A device's character device, through which its daemon serves it.
+pub struct CharDevice {
+    file: File,
+    info: DeviceInfo,
+    data_path: DataPath,
+}
+
+impl CharDevice {
+    /// Opens /dev/ublkcN; waits a while for the node to appear.
+    ///
+    /// # Errors
+    /// The open's.
+    pub fn open(info: DeviceInfo, data_path: DataPath) -> Result<CharDevice> {
+        let path = format!("/dev/ublkc{}", info.id);
+        let deadline = Instant::now() + Duration::from_secs(5);
+        loop {
+            match OpenOptions::new().read(true).write(true).open(&path) {
+                Ok(file) => return Ok(CharDevice { file, info, data_path }),
+                Err(_) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(10)),
+                Err(source) => return Err(Error::System { what: "opening /dev/ublkcN", source }),
+            }
+        }
+    }
+
+    /// What the driver said of the device.
+    pub fn info(&self) -> &DeviceInfo {
+        &self.info
+    }
+}
+
+/// What the kernel said through a queue's ring.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Event {
+    /// A request waits on this tag.
+    Request(u16),
+    /// The tag will get no more requests: the device is stopping.
+    Stopped,
+    /// The kernel refused this tag's last command.
+    Refused(u16, i32),
+}
+
+/// One queue's ring, descriptors and buffers; lives on its thread.
+pub(crate) struct IoQueue<'d> {
+    ring: IoUring,
+    device: &'d CharDevice,
+    queue: u16,
+    descriptors: *const sys::ublksrv_io_desc,
+    mapped: usize,
+    buffers: Vec<IoBuf<u8>>,
+}
+
+impl<'d> IoQueue<'d> {
+    pub(crate) fn open(device: &'d CharDevice, queue: u16) -> io::Result<IoQueue<'d>> {
+        let depth = u32::from(device.info.depth);
+        let ring = IoUring::builder()
+            .setup_single_issuer()
+            .setup_defer_taskrun()
+            .setup_cqsize(depth * 2)
+            .build(depth)?;
+        ring.submitter().register_files(&[device.file.as_raw_fd()])?;
+        let page = page_bytes();
+        let entry = size_of::<sys::ublksrv_io_desc>();
+        let mapped = (depth as usize * entry).next_multiple_of(page);
+        let stride = (sys::UBLK_MAX_QUEUE_DEPTH as usize * entry).next_multiple_of(page);
+        let offset = sys::UBLKSRV_CMD_BUF_OFFSET as usize + usize::from(queue) * stride;
+        // SAFETY: a fresh shared read-only mapping of the queue's descriptors, unmapped in drop.
+        let at = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                mapped,
+                libc::PROT_READ,
+                libc::MAP_SHARED | libc::MAP_POPULATE,
+                device.file.as_raw_fd(),
+                offset as libc::off_t,
+            )
+        };
+        if at == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let buffers = match device.data_path {
+            DataPath::UserCopy => Vec::new(),
+            DataPath::Buffers => (0..depth).map(|_| IoBuf::new(device.info.max_io_bytes as usize)).collect(),
+        };
+        Ok(IoQueue { ring, device, queue, descriptors: at.cast(), mapped, buffers })
+    }
+
+    fn push(&mut self, op: u32, tag: u16, result: i32, addr: u64) -> io::Result<()> {
+        let command = sys::ublksrv_io_cmd { q_id: self.queue, tag, result, addr };
+        // SAFETY: both are 16 bytes of plain integers.
+        let bytes = unsafe { std::mem::transmute::<sys::ublksrv_io_cmd, [u8; 16]>(command) };
+        let entry = opcode::UringCmd16::new(types::Fixed(0), op).cmd(bytes).build().user_data(tag.into());
+        loop {
+            // SAFETY: the command is copied into the entry; a buffer it names lives as long as the queue.
+            if unsafe { self.ring.submission().push(&entry) }.is_ok() {
+                return Ok(());
+            }
+            self.ring.submit()?;
+        }
+    }
+
+    fn buffer_addr(&self, tag: u16) -> u64 {
+        self.buffers.get(usize::from(tag)).map_or(0, |buffer| buffer.as_ptr() as u64)
+    }
+
+    /// Asks for the first request of every tag.
+    pub(crate) fn fetch_all(&mut self) -> io::Result<()> {
+        for tag in 0..self.device.info.depth {
+            let addr = self.buffer_addr(tag);
+            self.push(sys::UBLK_U_IO_FETCH_REQ, tag, -1, addr)?;
+        }
+        self.ring.submit()?;
+        Ok(())
+    }
+
+    /// Completes `tag`'s request and asks for the tag's next one. `result` is the bytes done or a negative errno;
+    /// `append_sector` only for a zone append: the kernel refuses it on others.
+    pub(crate) fn commit(&mut self, tag: u16, result: i32, append_sector: Option<u64>) -> io::Result<()> {
+        let addr = append_sector.unwrap_or_else(|| self.buffer_addr(tag));
+        self.push(sys::UBLK_U_IO_COMMIT_AND_FETCH_REQ, tag, result, addr)
+    }
+
+    /// Submits what was pushed and waits until the kernel has said something.
+    pub(crate) fn wait(&mut self) -> io::Result<()> {
+        match self.ring.submit_and_wait(1) {
+            Err(error) if error.raw_os_error() != Some(libc::EINTR) => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// The next thing the kernel said, if it said more.
+    pub(crate) fn next_event(&mut self) -> Option<Event> {
+        let answer = self.ring.completion().next()?;
+        let tag = answer.user_data() as u16;
+        Some(match answer.result() {
+            0 => Event::Request(tag),
+            sys::UBLK_IO_RES_ABORT => Event::Stopped,
+            other => Event::Refused(tag, other),
+        })
+    }
+
+    /// The request on `tag`; `Err` with the raw operation if it is one this crate does not know.
+    pub(crate) fn request(&self, tag: u16) -> std::result::Result<Request, u8> {
+        debug_assert!(tag < self.device.info.depth);
+        // SAFETY: the mapping holds `depth` descriptors and the kernel only names tags below it; it writes a tag's
+        // descriptor only while the tag is the kernel's, and this tag is ours now.
+        let raw = unsafe { self.descriptors.add(usize::from(tag)).read_volatile() };
+        let code = (raw.op_flags & 0xff) as u8;
+        let op = Op::from_kernel(code).ok_or(code)?;
+        Ok(Request {
+            op,
+            sector: raw.start_sector,
+            sectors: raw.nr_sectors,
+            fua: raw.op_flags & sys::UBLK_IO_F_FUA != 0,
+            tag,
+        })
+    }
+
+    /// The data of `request`. For a zone report that is the whole report buffer.
+    pub(crate) fn payload(&mut self, request: &Request) -> Payload<'_> {
+        let limit = self.device.info.max_io_bytes as usize;
+        let len = match request.op {
+            Op::Read | Op::Write | Op::ZoneAppend => request.len_bytes(),
+            Op::ReportZones => request.sectors as usize * size_of::<sys::blk_zone>(),
+            _ => 0,
+        };
+        match self.buffers.get_mut(usize::from(request.tag)) {
+            Some(buffer) => {
+                let len = len.min(limit);
+                Payload::Buffer(buffer.as_mut_slice().get_mut(..len).unwrap_or_default())
+            }
+            None => Payload::UserCopy(UserCopy {
+                fd: self.device.file.as_raw_fd(),
+                position: user_copy_position(self.queue, request.tag),
+                len,
+            }),
+        }
+    }
+}
+
+/// Where a tag's data starts in the character device (`ublk_pos_to_...` in the driver).
+fn user_copy_position(queue: u16, tag: u16) -> u64 {
+    u64::from(sys::UBLKSRV_IO_BUF_OFFSET)
+        + (u64::from(queue) << sys::UBLK_QID_OFF)
+        + (u64::from(tag) << sys::UBLK_TAG_OFF)
+}
+
+fn page_bytes() -> usize {
+    // SAFETY: no preconditions.
+    usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(4096)
+}
+
+impl Drop for IoQueue<'_> {
+    fn drop(&mut self) {
+        // SAFETY: mapped in `open` with this length, and no descriptor outlives the queue.
+        unsafe { libc::munmap(self.descriptors.cast_mut().cast(), self.mapped) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::spec::{DiscardSpec, ZonedSpec};
+
+    #[test]
+    fn the_abi_has_the_sizes_the_kernel_expects() {
+        assert_eq!(size_of::<sys::ublksrv_ctrl_cmd>(), 32);
+        assert_eq!(size_of::<sys::ublksrv_io_cmd>(), 16);
+        assert_eq!(size_of::<sys::ublksrv_io_desc>(), 24);
+        assert_eq!(size_of::<sys::blk_zone>(), 64);
+    }
+
+    #[test]
+    fn user_copy_positions_of_tags_and_queues_do_not_overlap() {
+        let first = user_copy_position(0, 0);
+        assert_eq!(first, 0x8000_0000);
+        assert_eq!(user_copy_position(0, 1) - first, 32 << 20);
+        assert_eq!(user_copy_position(1, 0) - first, 65536 * (32 << 20));
+    }
+
+    #[test]
+    fn a_durable_device_asks_for_no_flushes_and_a_zoned_one_for_user_copy() {
+        let plain = DeviceSpec {
+            discard: Some(DiscardSpec {
+                granularity_bytes: 4096,
+                max_bytes: 1 << 45,
+                max_write_zeroes_bytes: 0,
+            }),
+            ..DeviceSpec::new(1 << 30)
+        };
+        let told = params(&plain);
+        assert_eq!(told.basic.attrs, 0);
+        assert_eq!(told.basic.dev_sectors, 1 << 21);
+        assert_eq!(told.basic.logical_bs_shift, 12);
+        assert_eq!(told.discard.max_discard_sectors, u32::MAX);
+        assert_eq!(flags(&plain) & u64::from(sys::UBLK_F_USER_COPY | sys::UBLK_F_ZONED), 0);
+
+        let zoned = DeviceSpec {
+            data_path: DataPath::UserCopy,
+            recovery: Recovery::Abort,
+            write_cache: WriteCache::Volatile { fua: true },
+            zoned: Some(ZonedSpec {
+                zone_size_bytes: 64 << 20,
+                max_open_zones: 3,
+                max_active_zones: 5,
+                max_append_bytes: 256 << 10,
+            }),
+            ..DeviceSpec::new(1 << 30)
+        };
+        let told = params(&zoned);
+        assert_eq!(told.basic.chunk_sectors, 131_072);
+        assert_eq!((told.zoned.max_open_zones, told.zoned.max_active_zones), (3, 5));
+        assert_eq!(told.zoned.max_zone_append_sectors, 512);
+        assert_eq!(told.basic.attrs, sys::UBLK_ATTR_VOLATILE_CACHE | sys::UBLK_ATTR_FUA);
+        let wanted = sys::UBLK_F_USER_COPY | sys::UBLK_F_ZONED | sys::UBLK_F_USER_RECOVERY;
+        assert_eq!(flags(&zoned) & u64::from(wanted), u64::from(wanted));
+        assert_eq!(flags(&zoned) & u64::from(sys::UBLK_F_USER_RECOVERY_REISSUE), 0);
+    }
+}

@@ -1,0 +1,203 @@
+//! The command line that every ublk driver shares: options of `add`, and `del`, `list`, `stat`, `features`.
+
+use crate::{
+    adapter::{Control, FEATURES},
+    error::Error,
+    lifecycle::{self, RunOptions},
+};
+use bytesize::ByteSize;
+use clap::Args;
+use serde_json::{Value, json};
+use std::{process::ExitCode, time::Duration};
+
+/// Options of `add` that are about the device's life and not about the target.
+#[derive(Debug, Clone, Args)]
+pub struct AddArgs {
+    /// Number N of /dev/ublkbN; the kernel chooses one without
+    #[arg(long)]
+    pub id: Option<u32>,
+    /// Hardware queues, each with its own thread (the kernel uses no more than there are CPUs)
+    #[arg(long, default_value_t = 1)]
+    pub queues: u16,
+    /// Requests in flight per queue
+    #[arg(long, default_value_t = 128)]
+    pub depth: u16,
+    /// Stay in the foreground, with the log on standard error
+    #[arg(long)]
+    pub foreground: bool,
+    /// Give up when the device is not live after this many seconds
+    #[arg(long, default_value_t = 60, value_name = "SECONDS")]
+    pub patience: u64,
+}
+
+impl AddArgs {
+    /// How to bring the device up; `options` is what `recover` will need.
+    pub fn run_options(&self, options: Value) -> RunOptions {
+        RunOptions {
+            id: self.id,
+            recover: false,
+            foreground: self.foreground,
+            patience: Duration::from_secs(self.patience.max(1)),
+            options,
+        }
+    }
+}
+
+/// `recover N`.
+#[derive(Debug, Clone, Args)]
+pub struct RecoverArgs {
+    /// Number N of /dev/ublkbN
+    pub id: u32,
+    /// Stay in the foreground, with the log on standard error
+    #[arg(long)]
+    pub foreground: bool,
+}
+
+impl RecoverArgs {
+    /// How to take the device over again.
+    pub fn run_options(&self, options: Value) -> RunOptions {
+        RunOptions {
+            id: Some(self.id),
+            recover: true,
+            foreground: self.foreground,
+            patience: Duration::from_secs(60),
+            options,
+        }
+    }
+}
+
+/// `del N` or `del --all`.
+#[derive(Debug, Clone, Args)]
+#[group(required = true, multiple = true)]
+pub struct DelArgs {
+    /// Number N of /dev/ublkbN
+    #[arg(conflicts_with = "all")]
+    pub id: Option<u32>,
+    /// Delete every device of this kind
+    #[arg(long)]
+    pub all: bool,
+    /// Delete it even if it is mounted or swapped on
+    #[arg(long)]
+    pub force: bool,
+}
+
+/// Deletes as asked; `kind` limits `--all` to one target's devices.
+///
+/// # Errors
+/// The first failure; the others are still tried.
+pub fn del(args: &DelArgs, kind: &str) -> Result<(), Error> {
+    let ids = match args.id {
+        Some(id) => vec![id],
+        None => lifecycle::list(Some(kind))?.iter().map(|listed| listed.id).collect(),
+    };
+    let results: Vec<_> = ids.into_iter().map(|id| lifecycle::del(id, args.force)).collect();
+    results.into_iter().collect()
+}
+
+/// Prints the devices of `kind` as a table or as JSON.
+///
+/// # Errors
+/// As [`lifecycle::list`].
+pub fn list(kind: Option<&str>, as_json: bool) -> Result<(), Error> {
+    let listed = lifecycle::list(kind)?;
+    if as_json {
+        println!("{}", json!(listed));
+        return Ok(());
+    }
+    println!(
+        "{:<14} {:<9} {:<9} {:>8} {:>10} {:>6} {:>5}",
+        "DEVICE", "TARGET", "STATE", "PID", "SIZE", "QUEUES", "DEPTH"
+    );
+    for one in listed {
+        println!(
+            "{:<14} {:<9} {:<9} {:>8} {:>10} {:>6} {:>5}",
+            one.device,
+            one.target.as_deref().unwrap_or("?"),
+            format!("{:?}", one.state).to_lowercase(),
+            one.pid.map_or("-".into(), |pid| pid.to_string()),
+            ByteSize::b(one.size_bytes).display().iec().to_string(),
+            one.queues,
+            one.depth,
+        );
+    }
+    Ok(())
+}
+
+/// Prints the driver's features.
+///
+/// # Errors
+/// [`Error::NoDriver`] and the like.
+pub fn features(as_json: bool) -> Result<(), Error> {
+    let mask = Control::open(Duration::from_secs(30))?.features()?;
+    let has = |bit: u64| mask & bit != 0;
+    if as_json {
+        let map: serde_json::Map<String, Value> =
+            FEATURES.iter().map(|(name, bit)| ((*name).to_owned(), json!(has(*bit)))).collect();
+        println!("{}", json!({ "mask": mask, "features": map }));
+        return Ok(());
+    }
+    println!("ublk driver features {mask:#x}");
+    for (name, bit) in FEATURES {
+        println!("  {name:<24} {}", if has(bit) { "yes" } else { "-" });
+    }
+    Ok(())
+}
+
+/// Prints what device `id`'s daemon counted.
+///
+/// # Errors
+/// As [`lifecycle::ask`].
+pub fn stat(kind: &str, id: u32, as_json: bool) -> Result<(), Error> {
+    let report = lifecycle::ask(kind, id, &json!({ "op": "stat" }))?;
+    if as_json {
+        println!("{report}");
+    } else {
+        print_tree(&report, 0);
+    }
+    Ok(())
+}
+
+/// Prints a JSON report as indented lines.
+pub fn print_tree(value: &Value, indent: usize) {
+    let pad = "  ".repeat(indent);
+    match value {
+        Value::Object(map) => {
+            for (key, value) in map {
+                match value {
+                    Value::Object(inner) if inner.is_empty() => {}
+                    Value::Object(_) | Value::Array(_) => {
+                        println!("{pad}{key}:");
+                        print_tree(value, indent + 1);
+                    }
+                    Value::String(text) => println!("{pad}{key}: {text}"),
+                    _ => println!("{pad}{key}: {value}"),
+                }
+            }
+        }
+        Value::Array(list) => {
+            for item in list {
+                print_tree(item, indent);
+                if matches!(item, Value::Object(_)) {
+                    println!();
+                }
+            }
+        }
+        other => println!("{pad}{other}"),
+    }
+}
+
+/// Starts the log on standard error: `RUST_LOG`, or warnings.
+pub fn init_log() {
+    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("warn")).init();
+}
+
+/// The end of a command: status 0, or one line `program: what` on standard error and 1 (failed) or 2 (asked wrongly).
+pub fn finish(program: &str, result: Result<(), Error>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{program}: {error}");
+            ExitCode::from(if lifecycle::usage(&error) { 2 } else { 1 })
+        }
+    }
+}
