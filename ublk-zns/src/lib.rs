@@ -1,1 +1,18 @@
-//! A ZNS SSD in user space: zone state machine, media, and the ublk front.
+//! A ZNS SSD in user space: the zone state machine, its media, and the ublk front.
+//!
+//! - [`geometry`] and [`zones`] are the model: pure, synchronous, read like the specification;
+//! - [`store`] is the media: one shared mapping that holds the data and the zones' states;
+//! - [`engine`] puts both together: the device as a library ([`engine::ZnsDevice`]), also used in process by zonefs-fuse;
+//! - [`front`] serves it through ublk, and is the one place where an error becomes an errno.
+
+pub mod engine;
+pub mod error;
+pub mod front;
+pub mod geometry;
+pub mod store;
+pub mod zones;
+
+pub use engine::ZnsDevice;
+pub use error::ZnsError;
+pub use geometry::{Geometry, Sector, ZnsConfig, ZoneId};
+pub use zones::{ZoneDescriptor, ZoneError, ZoneState, ZoneType};

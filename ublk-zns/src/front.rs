@@ -1,0 +1,376 @@
+//! The ublk front: block requests to zone commands, and every error to its errno, in this place only.
+
+use crate::{
+    engine::ZnsDevice,
+    error::ZnsError,
+    geometry::{Geometry, SECTOR_BYTES, Sector, ZnsConfig, ZoneId},
+    zones::{ZoneDescriptor, ZoneError, ZoneState, ZoneType},
+};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use std::{
+    path::PathBuf,
+    sync::{Arc, OnceLock},
+};
+use ublk_target::{
+    DataPath, DeviceSpec, Done, Errno, Op, Payload, QueueHandler, Recovery, Request, Target, WriteCache,
+    ZonedSpec,
+};
+
+/// Bytes of the kernel's `struct blk_zone` (include/uapi/linux/blkzoned.h).
+const BLK_ZONE_BYTES: usize = 64;
+/// What a read of unwritten sectors is filled from.
+static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
+
+/// How a device is served, kept for `recover`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FrontOptions {
+    /// The device.
+    pub config: ZnsConfig,
+    /// Hardware queues.
+    pub queues: u16,
+    /// Requests in flight per queue.
+    pub depth: u16,
+}
+
+/// The ublk target.
+pub struct ZnsTarget {
+    options: FrontOptions,
+    geometry: Geometry,
+    existing: bool,
+    device: OnceLock<Arc<ZnsDevice>>,
+}
+
+impl ZnsTarget {
+    /// A target for a new device, or with `existing` for the one its daemon left behind.
+    ///
+    /// # Errors
+    /// [`ZnsError::Config`].
+    pub fn new(options: FrontOptions, existing: bool) -> Result<ZnsTarget, ZnsError> {
+        let geometry = Geometry::new(&options.config)?;
+        Ok(ZnsTarget { options, geometry, existing, device: OnceLock::new() })
+    }
+
+    fn device(&self) -> Result<&Arc<ZnsDevice>, String> {
+        self.device.get().ok_or_else(|| "the device is not up yet".into())
+    }
+}
+
+/// The media of device `id` in memory: a file in tmpfs, so that it survives its daemon.
+pub fn media_path(id: u32) -> PathBuf {
+    PathBuf::from(format!("/dev/shm/storlab-zns-{id}"))
+}
+
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+impl Target for ZnsTarget {
+    type Queue = ZnsQueue;
+
+    fn kind(&self) -> &'static str {
+        "zns"
+    }
+
+    fn spec(&self) -> DeviceSpec {
+        DeviceSpec {
+            logical_block_bytes: self.geometry.block_bytes(),
+            physical_block_bytes: self.geometry.block_bytes().max(4096),
+            queues: self.options.queues,
+            depth: self.options.depth,
+            write_cache: WriteCache::Durable,
+            zoned: Some(ZonedSpec {
+                zone_size_bytes: self.geometry.zone_sectors() * SECTOR_BYTES,
+                max_open_zones: self.geometry.max_open(),
+                max_active_zones: self.geometry.max_active(),
+                max_append_bytes: (self.geometry.max_append_sectors() * SECTOR_BYTES) as u32,
+            }),
+            data_path: DataPath::UserCopy,
+            recovery: Recovery::Abort,
+            ..DeviceSpec::new(self.geometry.sectors() * SECTOR_BYTES)
+        }
+    }
+
+    fn bind(&self, id: u32) -> Result<(), BoxError> {
+        let (config, path) = (&self.options.config, media_path(id));
+        let device =
+            if self.existing { ZnsDevice::open(config, &path) } else { ZnsDevice::create(config, &path) }?;
+        self.device.set(Arc::new(device)).map_err(|_| "a target serves one device".into())
+    }
+
+    fn open_queue(&self, _: u16) -> Result<ZnsQueue, BoxError> {
+        Ok(ZnsQueue { device: Arc::clone(self.device()?) })
+    }
+
+    fn stats(&self) -> Value {
+        let Ok(device) = self.device() else { return Value::Null };
+        let (open, active) = device.resources();
+        let mut states = serde_json::Map::new();
+        for zone in device.report() {
+            let count = states.entry(state_name(&zone)).or_insert(json!(0));
+            *count = json!(count.as_u64().unwrap_or(0) + 1);
+        }
+        json!({
+            "zones": states,
+            "open": open,
+            "active": active,
+            "max_open": self.geometry.max_open(),
+            "max_active": self.geometry.max_active(),
+        })
+    }
+
+    fn control(&self, request: &Value) -> Result<Value, String> {
+        match request["op"].as_str() {
+            Some("report") => {
+                let device = self.device()?;
+                Ok(device.report().iter().map(zone_json).collect())
+            }
+            _ => Err(format!("unknown request {request}")),
+        }
+    }
+
+    fn stopped(&self) {
+        if let Ok(device) = self.device()
+            && let Some(id) = device.media_file()
+            && let Err(error) = std::fs::remove_file(id)
+        {
+            log::warn!("{}: {error}", id.display());
+        }
+    }
+}
+
+fn state_name(zone: &ZoneDescriptor) -> &'static str {
+    match (zone.kind, zone.state) {
+        (_, ZoneState::ReadOnly) => "read_only",
+        (_, ZoneState::Offline) => "offline",
+        (ZoneType::Conventional, _) => "conventional",
+        (_, ZoneState::Empty) => "empty",
+        (_, ZoneState::ImplicitlyOpen) => "implicitly_open",
+        (_, ZoneState::ExplicitlyOpen) => "explicitly_open",
+        (_, ZoneState::Closed) => "closed",
+        (_, ZoneState::Full) => "full",
+    }
+}
+
+fn zone_json(zone: &ZoneDescriptor) -> Value {
+    let write_pointer = match zone.write_pointer {
+        crate::zones::NO_WRITE_POINTER => Value::Null,
+        Sector(sector) => json!(sector),
+    };
+    json!({
+        "zone": zone.zone.0,
+        "type": match zone.kind {
+            ZoneType::Conventional => "conventional",
+            ZoneType::SequentialWriteRequired => "sequential",
+        },
+        "state": state_name(zone),
+        "start_sectors": zone.start.0,
+        "size_sectors": zone.sectors,
+        "capacity_sectors": zone.capacity_sectors,
+        "write_pointer_sectors": write_pointer,
+    })
+}
+
+/// One queue of a device: nothing of its own, the device is shared.
+pub struct ZnsQueue {
+    device: Arc<ZnsDevice>,
+}
+
+impl QueueHandler for ZnsQueue {
+    fn handle(&mut self, request: &Request, payload: &mut Payload<'_>) -> Result<Done, Errno> {
+        self.execute(request, payload).map_err(|error| {
+            log::debug!("{error}");
+            errno(&error)
+        })
+    }
+}
+
+impl ZnsQueue {
+    fn execute(&self, request: &Request, payload: &mut Payload<'_>) -> Result<Done, ZnsError> {
+        let device = &*self.device;
+        let (sector, sectors) = (Sector(request.sector), u64::from(request.sectors));
+        let zone = device.geometry().locate(sector).map_or(ZoneId(u32::MAX), |(zone, _)| zone);
+        match request.op {
+            Op::Read => self.read(sector, sectors, payload)?,
+            Op::Write => {
+                device.write_with(sector, sectors, |to, bytes| fetch(payload, to.as_ptr(), bytes))?;
+            }
+            Op::ZoneAppend => {
+                let at =
+                    device.append_with(sector, sectors, |to, bytes| fetch(payload, to.as_ptr(), bytes))?;
+                return Ok(Done::AppendedAt(at.0));
+            }
+            Op::Flush => device.flush()?,
+            Op::ZoneOpen => device.open_zone(zone)?,
+            Op::ZoneClose => device.close_zone(zone)?,
+            Op::ZoneFinish => device.finish_zone(zone)?,
+            Op::ZoneReset => device.reset_zone(zone)?,
+            Op::ZoneResetAll => device.reset_all()?,
+            Op::ReportZones => self.report(zone, request.sectors, payload)?,
+            // Never advertised: reset is what discards a zone.
+            Op::Discard | Op::WriteZeroes => return Err(ZnsError::Unsupported(request.op.name())),
+        }
+        Ok(Done::Whole)
+    }
+
+    fn read(&self, sector: Sector, sectors: u64, payload: &mut Payload<'_>) -> Result<(), ZnsError> {
+        let found = self.device.check_read(sector, sectors)?;
+        let mut at = 0;
+        if found.written > 0 {
+            self.device.copy_out(&found, |from, bytes| {
+                at = bytes;
+                match payload {
+                    // SAFETY: the engine hands out memory valid for `bytes`; the kernel does the copy.
+                    Payload::UserCopy(copy) => unsafe { copy.store_raw(0, from.as_ptr(), bytes) },
+                    Payload::Buffer(_) => Err(std::io::Error::from_raw_os_error(libc::EINVAL)),
+                }
+            })?;
+        }
+        let len = (sectors * SECTOR_BYTES) as usize;
+        while at < len {
+            let zeroes = ZEROES.get(..len - at).unwrap_or(&ZEROES);
+            payload.store(at, zeroes).map_err(|source| self.transfer(&found, source))?;
+            at += zeroes.len();
+        }
+        Ok(())
+    }
+
+    fn transfer(&self, found: &crate::zones::Readable, source: std::io::Error) -> ZnsError {
+        ZnsError::Transfer { zone: found.zone.0, bytes: 0, source }
+    }
+
+    /// Fills the payload with `count` zones from `first` on; an entry of zeroes ends a shorter report.
+    fn report(&self, first: ZoneId, count: u32, payload: &mut Payload<'_>) -> Result<(), ZnsError> {
+        let mut chunk = [0u8; 64 * BLK_ZONE_BYTES];
+        let mut next = first.0;
+        let mut at = 0;
+        let mut left = count as usize;
+        while left > 0 {
+            let entries = left.min(64);
+            let Some(chunk) = chunk.get_mut(..entries * BLK_ZONE_BYTES) else { break };
+            for entry in chunk.chunks_exact_mut(BLK_ZONE_BYTES) {
+                match self.device.describe(ZoneId(next)) {
+                    Ok(zone) => entry.copy_from_slice(&blk_zone(&zone)),
+                    Err(_) => entry.fill(0),
+                }
+                next = next.saturating_add(1);
+            }
+            payload.store(at, chunk).map_err(|source| ZnsError::Transfer {
+                zone: first.0,
+                bytes: chunk.len(),
+                source,
+            })?;
+            at += chunk.len();
+            left -= entries;
+        }
+        Ok(())
+    }
+}
+
+fn fetch(payload: &Payload<'_>, to: *mut u8, bytes: usize) -> std::io::Result<()> {
+    match payload {
+        // SAFETY: the engine hands out memory valid for `bytes`; the kernel does the copy.
+        Payload::UserCopy(copy) => unsafe { copy.fetch_raw(0, to, bytes) },
+        Payload::Buffer(_) => Err(std::io::Error::from_raw_os_error(libc::EINVAL)),
+    }
+}
+
+/// A zone as the kernel's `struct blk_zone`.
+fn blk_zone(zone: &ZoneDescriptor) -> [u8; BLK_ZONE_BYTES] {
+    let kind = match zone.kind {
+        ZoneType::Conventional => 1u8,
+        ZoneType::SequentialWriteRequired => 2,
+    };
+    let condition = match zone.state {
+        ZoneState::ReadOnly => 13u8,
+        ZoneState::Offline => 15,
+        _ if zone.kind == ZoneType::Conventional => 0,
+        ZoneState::Empty => 1,
+        ZoneState::ImplicitlyOpen => 2,
+        ZoneState::ExplicitlyOpen => 3,
+        ZoneState::Closed => 4,
+        ZoneState::Full => 14,
+    };
+    // Linux wants a number also where there is no write pointer; null_blk gives a conventional zone's end.
+    let write_pointer = match zone.kind {
+        ZoneType::Conventional => zone.start.0 + zone.sectors,
+        ZoneType::SequentialWriteRequired => zone.write_pointer.0,
+    };
+    let mut entry = [0; BLK_ZONE_BYTES];
+    entry[0..8].copy_from_slice(&zone.start.0.to_ne_bytes());
+    entry[8..16].copy_from_slice(&zone.sectors.to_ne_bytes());
+    entry[16..24].copy_from_slice(&write_pointer.to_ne_bytes());
+    entry[24] = kind;
+    entry[25] = condition;
+    entry[32..40].copy_from_slice(&zone.capacity_sectors.to_ne_bytes());
+    entry
+}
+
+/// What the block layer is told. Linux has words of its own for the two resource limits (`BLK_STS_ZONE_OPEN_RESOURCE`,
+/// `BLK_STS_ZONE_ACTIVE_RESOURCE`); every other refusal of a zone rule is an I/O error there, as from an NVMe drive.
+fn errno(error: &ZnsError) -> Errno {
+    match error {
+        ZnsError::Zone(ZoneError::TooManyOpen { .. }) => Errno::ETOOMANYREFS,
+        ZnsError::Zone(ZoneError::TooManyActive { .. }) => Errno::EOVERFLOW,
+        // The kernel could not put a page behind the media: the memory is full.
+        ZnsError::Transfer { source, .. } if source.raw_os_error() == Some(libc::EFAULT) => Errno::ENOSPC,
+        ZnsError::Unsupported(_) => Errno::EOPNOTSUPP,
+        _ => Errno::EIO,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_limits_have_errnos_of_their_own_and_other_rules_are_io_errors() {
+        let errno = |error: ZoneError| super::errno(&ZnsError::Zone(error)).code();
+        assert_eq!(errno(ZoneError::TooManyOpen { zone: 1, limit: 2 }), libc::ETOOMANYREFS);
+        assert_eq!(errno(ZoneError::TooManyActive { zone: 1, limit: 2 }), libc::EOVERFLOW);
+        assert_eq!(errno(ZoneError::Full(1)), libc::EIO);
+        assert_eq!(errno(ZoneError::Offline(1)), libc::EIO);
+        assert_eq!(super::errno(&ZnsError::Unsupported("discard")).code(), libc::EOPNOTSUPP);
+    }
+
+    #[test]
+    fn the_kernels_zone_entry_has_its_fields_where_blkzoned_h_puts_them() {
+        let config = ZnsConfig {
+            size_bytes: 4 << 20,
+            zone_size_bytes: 1 << 20,
+            zone_capacity_bytes: Some(768 << 10),
+            conventional_zones: 1,
+            ..Default::default()
+        };
+        let device = ZnsDevice::new(&config).unwrap();
+        device.write(Sector(2048), &[0; 4096]).unwrap();
+        let word = |entry: &[u8; 64], at: usize| u64::from_ne_bytes(entry[at..at + 8].try_into().unwrap());
+        let entry = blk_zone(&device.describe(ZoneId(1)).unwrap());
+        assert_eq!((word(&entry, 0), word(&entry, 8), word(&entry, 16)), (2048, 2048, 2056));
+        assert_eq!((entry[24], entry[25], word(&entry, 32)), (2, 2, 1536));
+        let conventional = blk_zone(&device.describe(ZoneId(0)).unwrap());
+        assert_eq!((conventional[24], conventional[25], word(&conventional, 32)), (1, 0, 2048));
+    }
+
+    #[test]
+    fn a_handler_answers_reports_reads_and_errors_without_a_kernel() {
+        let config = ZnsConfig { size_bytes: 4 << 20, zone_size_bytes: 1 << 20, ..Default::default() };
+        let mut queue = ZnsQueue { device: Arc::new(ZnsDevice::new(&config).unwrap()) };
+        let request = |op, sector, sectors| Request { op, sector, sectors, fua: false, tag: 0 };
+        let mut bytes = vec![9; 6 * BLK_ZONE_BYTES];
+        let done = queue.handle(&request(Op::ReportZones, 2048, 6), &mut Payload::Buffer(&mut bytes));
+        assert_eq!(done, Ok(Done::Whole));
+        assert_eq!(bytes[64 * 2..64 * 2 + 8], 6144u64.to_ne_bytes());
+        assert!(bytes[64 * 3..].iter().all(|byte| *byte == 0));
+        let mut bytes = vec![9; 4096];
+        let done = queue.handle(&request(Op::Read, 0, 8), &mut Payload::Buffer(&mut bytes));
+        assert_eq!(done, Ok(Done::Whole));
+        assert_eq!(bytes, [0; 4096]);
+        let stray = queue.handle(&request(Op::Write, 64, 8), &mut Payload::Buffer(&mut bytes));
+        assert_eq!(stray, Err(Errno::EIO));
+        let close = queue.handle(&request(Op::ZoneClose, 0, 0), &mut Payload::Buffer(&mut []));
+        assert_eq!(close, Err(Errno::EIO));
+        let beyond = queue.handle(&request(Op::ZoneReset, u64::MAX, 0), &mut Payload::Buffer(&mut []));
+        assert_eq!(beyond, Err(Errno::EIO));
+        let discard = queue.handle(&request(Op::Discard, 0, 8), &mut Payload::Buffer(&mut []));
+        assert_eq!(discard, Err(Errno::EOPNOTSUPP));
+    }
+}
