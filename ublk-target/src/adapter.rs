@@ -12,6 +12,7 @@
 //! | flags it does not list are refused | flags go to the kernel, which refuses what it lacks |
 //! | state in /run/ublksrvd, made with mode 0777, and noise on stderr when it is missing | [`crate::state`], mode 0700 |
 //! | queue rings lack `SINGLE_ISSUER`, `DEFER_TASKRUN` | [`IoQueue`] sets both |
+//! | its default parameters give 4 KiB as the optimal I/O size, which Linux 7 takes for a limit | [`params`] gives the longest request |
 //! | `unwrap` and `assert` on ring errors on the I/O path | errors end the queue, which fails its requests |
 //!
 //! Sources: Linux `Documentation/block/ublk.rst`, `include/uapi/linux/ublk_cmd.h`, `drivers/block/ublk_drv.c`.
@@ -440,7 +441,9 @@ fn params(spec: &DeviceSpec) -> sys::ublk_params {
             },
             logical_bs_shift: shift(spec.logical_block_bytes),
             physical_bs_shift: shift(spec.physical_block_bytes),
-            io_opt_shift: shift(spec.physical_block_bytes),
+            // Linux 7 takes the optimal size for the longest one where it stacks limits: with 4 KiB here (libublk's
+            // default), btrfs sent one zone append per page. The longest request is what the device likes best.
+            io_opt_shift: shift(spec.max_io_bytes),
             io_min_shift: shift(spec.physical_block_bytes),
             max_sectors: sectors(spec.max_io_bytes.into()),
             chunk_sectors: 0,
@@ -718,6 +721,7 @@ mod tests {
         assert_eq!(told.basic.attrs, 0);
         assert_eq!(told.basic.dev_sectors, 1 << 21);
         assert_eq!(told.basic.logical_bs_shift, 12);
+        assert_eq!(1 << told.basic.io_opt_shift, plain.max_io_bytes);
         assert_eq!(told.discard.max_discard_sectors, u32::MAX);
         assert_eq!(flags(&plain) & u64::from(sys::UBLK_F_USER_COPY | sys::UBLK_F_ZONED), 0);
 

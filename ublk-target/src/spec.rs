@@ -80,7 +80,7 @@ pub struct DeviceSpec {
     pub queues: u16,
     /// Requests in flight per queue.
     pub depth: u16,
-    /// The longest request in bytes, a multiple of the page size.
+    /// The longest request in bytes, a power of two of at least a page; also told as the optimal one.
     pub max_io_bytes: u32,
     /// What a completed write means.
     pub write_cache: WriteCache,
@@ -147,12 +147,11 @@ impl DeviceSpec {
         if self.depth == 0 || self.depth > 4096 {
             return bad("--depth", self.depth.to_string(), "it must be between 1 and 4096");
         }
-        if self.max_io_bytes < 4096 || !self.max_io_bytes.is_multiple_of(4096) || self.max_io_bytes > 32 << 20
-        {
+        if !self.max_io_bytes.is_power_of_two() || !(4096..=32 << 20).contains(&self.max_io_bytes) {
             return bad(
                 "the longest request",
                 bytes(self.max_io_bytes.into()),
-                "it must be a multiple of 4 KiB up to 32 MiB",
+                "it must be a power of two from 4 KiB to 32 MiB",
             );
         }
         match self.zoned {

@@ -185,7 +185,7 @@ fn report(id: u32, as_json: bool) -> Result<(), Error> {
         let hex = |key: &str| zone[key].as_u64().map_or("-".to_owned(), |n| format!("{n:#x}"));
         println!(
             "{:>5} {:<12} {:<15} {:>12} {:>10} {:>10} {:>12}",
-            zone["zone"],
+            zone["zone"].to_string(),
             text("type"),
             text("state"),
             hex("start_sectors"),
