@@ -347,14 +347,20 @@ impl Control {
         Ok(())
     }
 
-    /// Deletes a stopped device; waits until its daemon has let go of it.
+    /// Deletes a stopped device. It is gone when its last user has closed it, which this does not wait for where the
+    /// kernel can do without (Linux 6.9).
     ///
     /// # Errors
     /// [`Error::NoDevice`], the kernel's refusal, or [`Error::Timeout`].
     pub fn delete(&mut self, id: u32) -> Result<()> {
-        self.command("DEL_DEV", sys::UBLK_U_CMD_DEL_DEV, Some(id), |_| {})
-            .map_err(|error| no_device(error, id))?;
-        Ok(())
+        let sent = self.command("DEL_DEV_ASYNC", sys::UBLK_U_CMD_DEL_DEV_ASYNC, Some(id), |_| {});
+        let sent = match sent {
+            Err(Error::Control { source, .. }) if source.raw_os_error() == Some(libc::EOPNOTSUPP) => {
+                self.command("DEL_DEV", sys::UBLK_U_CMD_DEL_DEV, Some(id), |_| {})
+            }
+            sent => sent,
+        };
+        sent.map(drop).map_err(|error| no_device(error, id))
     }
 
     /// Begins to take over a device whose daemon died; waits for the kernel to notice the death.

@@ -42,6 +42,10 @@ pub struct RunOptions {
 
 /// The longest any one control command may take.
 const COMMAND_LIMIT: Duration = Duration::from_secs(60);
+/// How long a daemon may take to delete its stopped device.
+const DAEMON_PATIENCE: Duration = Duration::from_secs(3);
+/// How long `del` waits for the last user of a deleted device.
+const HOLDER_PATIENCE: Duration = Duration::from_secs(2);
 /// Stack of a queue thread: small, since a daemon under mlockall pays for all of it.
 const QUEUE_STACK_BYTES: usize = 512 << 10;
 
@@ -372,13 +376,22 @@ pub fn del(id: u32, force: bool) -> Result<()> {
     }
     // The daemon deletes the device itself once its queues have ended; without a daemon nobody does.
     let alive = state.load(id).ok().flatten().is_some_and(|record| record.daemon_alive());
-    let deadline = Instant::now() + if alive { Duration::from_secs(20) } else { Duration::ZERO };
+    let delete_at = Instant::now() + if alive { DAEMON_PATIENCE } else { Duration::ZERO };
+    let leave_at = delete_at + HOLDER_PATIENCE;
+    let mut deleted = false;
     while present(&mut control, id) {
-        if Instant::now() >= deadline {
+        if !deleted && Instant::now() >= delete_at {
             match control.delete(id) {
                 Err(Error::NoDevice(_)) => break,
                 other => other?,
             }
+            deleted = true;
+        }
+        if Instant::now() >= leave_at {
+            log::warn!(
+                "device {id} is stopped, but something holds it open: its number is free once that is closed"
+            );
+            break;
         }
         std::thread::sleep(Duration::from_millis(20));
     }
