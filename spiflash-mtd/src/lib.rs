@@ -1,1 +1,19 @@
 //! A SPI flash chip as software: the chip's command-frame decoder.
+//!
+//! A chip is two state machines. This crate holds the first: what the bytes between the fall and the rise of CS# mean.
+//! It is a model, pure and synchronous: no array, no registers, no time. The second, which carries out what a frame
+//! asked for, and the fronts that bring frames from a client, are not part of it.
+//!
+//! - [`command`] says how each command's frame is laid out: data, not code;
+//! - [`frame`] decodes a frame byte by byte, and at CS# rise says what was asked and whether it counts;
+//! - [`encode`] is the host's side: it makes the frame of a command.
+
+pub mod command;
+pub mod encode;
+pub mod error;
+pub mod frame;
+
+pub use command::{AddressMode, AddressPhase, CommandSpec, CommandTable, Counts, DataPhase, JEDEC, Lines};
+pub use encode::{Payload, Request, Segment};
+pub use error::SpiError;
+pub use frame::{Command, Event, FrameDecoder, FrameError, Phase};
