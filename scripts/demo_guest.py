@@ -32,7 +32,7 @@ def progress(number, text):
 def run(*command, limit=120, shown=True, check=True, **more):
     """Runs a command and returns what it printed."""
     if shown:
-        print("    $ " + " ".join(os.path.basename(command[0]) if i == 0 else c for i, c in enumerate(command)), flush=True)
+        print("    $ " + " ".join([os.path.basename(command[0]), *command[1:]]), flush=True)
     try:
         done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                               text=True, timeout=limit, **more)
@@ -62,7 +62,7 @@ def machine():
                 break
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {"kernel": platform.release(), "cpu": cpu, "cpus": os.cpu_count(), "memory_bytes": memory,
-            "runner": os.environ.get("STORLAB_RUNNER", platform.machine())}
+            "runner": os.environ.get("STORLAB_RUNNER", "host")}
 
 
 class Demo:
@@ -122,7 +122,9 @@ class Demo:
         parameters = ["--name=zns", f"--filename={self.zns}", "--direct=1", "--zonemode=zbd", "--rw=randwrite", "--bs=64k",
                       "--size=576M", f"--io_size={size}M", "--max_open_zones=8", "--ioengine=libaio", "--iodepth=16",
                       "--randseed=1", "--verify=crc32c", "--verify_fatal=1", "--output-format=json"]
-        job = json.loads(re.sub(r"^[^{]*", "", run("fio", *parameters, limit=400), count=1))["jobs"][0]
+        # In /tmp, where fio leaves the state of its verification.
+        said = run("fio", *parameters, limit=400, cwd="/tmp")
+        job = json.loads(re.sub(r"^[^{]*", "", said, count=1))["jobs"][0]
         if job["error"]:
             raise Failed(f"fio: error {job['error']}")
         rates = []
@@ -216,14 +218,15 @@ class Demo:
         self.nodes = ["127.0.0.1:7001", "127.0.0.1:7002"]
         for node in self.nodes:
             pid_file = f"/tmp/node-{node.rsplit(':', 1)[1]}.pid"
-            said = run(self.tool("dpuswap-node"), "--listen", node, "--memory", "256MiB", "--pid-file", pid_file, limit=60)
+            said = run(self.tool("dpuswap-node"), "--listen", node, "--memory", "256MiB", "--lock", "--pid-file", pid_file,
+                       limit=60)
             indent(said, 2)
 
             def stop(path=pid_file):
                 with open(path, encoding="utf-8") as file:
                     os.kill(int(file.read()), signal.SIGTERM)
             self.later(stop)
-        command = [self.tool("ublk-dpuswap"), "add", "--size", "512MiB", "--cache", "32MiB"]
+        command = [self.tool("ublk-dpuswap"), "add", "--size", "512MiB", "--cache", "16MiB"]
         for node in self.nodes:
             command += ["--node", node]
         self.swap = run(*command, limit=90).strip()
@@ -235,7 +238,7 @@ class Demo:
         self.swapoff = self.later(lambda: run("swapoff", self.swap, limit=300))
 
     def pressure(self):
-        need = 96 if self.slow else 256
+        need = 64 if self.slow else 96
         progress(6, f"stress-ng for {self.seconds} s: {need} MiB with verification, in a cgroup with half of that")
         group = "/sys/fs/cgroup/storlab-demo"
         os.makedirs(group, exist_ok=True)
@@ -247,7 +250,8 @@ class Demo:
             with open(os.path.join(group, name), "w", encoding="utf-8") as file:
                 file.write(str(value))
         before = self.vmstat()
-        command = ["stress-ng", "--vm", "1", "--vm-bytes", f"{need}M", "--vm-keep", "--vm-method", "incdec", "--verify",
+        # --vm-bytes is shared by the workers.
+        command = ["stress-ng", "--vm", "2", "--vm-bytes", f"{need}M", "--vm-keep", "--vm-method", "rand-set", "--verify",
                    "--timeout", str(self.seconds), "--metrics-brief", "--temp-path", "/tmp"]
         script = f"echo $$ > {group}/cgroup.procs; exec " + " ".join(command)
         print("    $ " + " ".join(command), flush=True)
@@ -271,13 +275,17 @@ class Demo:
         said = child.stdout.read()
         if child.returncode != 0 or re.search(r"verif\w* (fail|error)|error detected", said):
             raise Failed(f"stress-ng: exit status {child.returncode}: {said.strip()[-400:]}")
+        done = re.search(r"\] vm +(\d+)", said)
+        self.bogo_ops = int(done.group(1)) if done else 0
+        if not self.bogo_ops:
+            raise Failed(f"stress-ng verified nothing: {said.strip()[-400:]}")
         after = self.vmstat()
         self.pages_out = after["pswpout"] - before["pswpout"]
         self.pages_in = after["pswpin"] - before["pswpin"]
         if not self.pages_out or not self.pages_in:
             raise Failed("nothing was swapped: the pressure did not reach the device")
         self.samples, self.need = samples, need
-        print(f"      no verify error; {self.pages_out} pages out, {self.pages_in} pages in")
+        print(f"      {self.bogo_ops} operations, no verify error; {self.pages_out} pages out, {self.pages_in} pages in")
 
     @staticmethod
     def vmstat():
@@ -308,9 +316,9 @@ class Demo:
             "swap", "Memory pressure on the swap device",
             f"stress-ng writes and verifies {self.need} MiB in a cgroup that may use half of it; the rest is swapped to "
             "two memory nodes, compressed.",
-            {"size": "512 MiB", "cache": "32 MiB", "nodes": 2, "memory_needed_mib": self.need,
+            {"size": "512 MiB", "cache": "16 MiB", "nodes": 2, "memory_needed_mib": self.need,
              "memory_allowed_mib": self.need // 2, "seconds": self.seconds},
-            [("pages swapped out", self.pages_out, ""), ("pages swapped in", self.pages_in, ""),
+            [("operations verified", self.bogo_ops, ""), ("pages swapped out", self.pages_out, ""), ("pages swapped in", self.pages_in, ""),
              ("same-filled pages", counters["same_filled_written"], ""), ("compression ratio", round(ratio, 2), ""),
              ("cache hits", round(hit_ratio, 1), "%")]
             + [(f"{node['node']} out", round(node["bytes_out"] / MIB, 1), "MiB") for node in target["nodes"]]

@@ -376,6 +376,11 @@ def _categories(figure):
     return found if any(isinstance(x, str) for x in found) else sorted(found)
 
 
+def _stride(wanted):
+    """Every how many labels to show one: a step that reads well."""
+    return next(m * 10 ** e for e in range(20) for m in (1, 2, 4, 5, 8) if m * 10 ** e >= wanted)
+
+
 class _Labels:
     """Texts below slots of equal width. Where there is no room, numbers are thinned, and words broken or turned."""
 
@@ -383,9 +388,7 @@ class _Labels:
         widest = max((width_of(t) for t in texts), default=0)
         self.stride, self.turned, self.lines = 1, False, [[t] for t in texts]
         if widest + 8 > slot and numbers:
-            wanted = (widest + 10) / slot
-            steps = (m * 10 ** e for e in range(9) for m in (1, 2, 4, 5, 8))
-            self.stride = next((n for n in steps if n >= wanted), len(texts))
+            self.stride = _stride((widest + 10) / slot)
         elif widest + 8 > slot:
             self.lines = [wrap(t, slot - 8, FONT) for t in texts]
             self.turned = any("…" in line for lines in self.lines for line in lines)
@@ -579,7 +582,7 @@ def heatmap(figure, slug):
                 ink = "#ffffff" if light else "#101418"
                 chart.parts.append(f'<text class="value" fill="{ink}" x="{x + slot / 2:.1f}" y="{y + tall / 2 + 4:.1f}" '
                                    f'text-anchor="middle">{escape(axis.text(z))}</text>')
-    stride = max(1, math.ceil(15 / tall))
+    stride = _stride(15 / tall)
     for r, text in enumerate(rows):
         if r % stride == 0:
             chart.text(chart.left - 7, chart.y0 + (r + 0.5) * tall + 4, text, "soft", "end")

@@ -102,7 +102,7 @@ fn data_is_read_back_as_written_by_fio() {
     let fio = sh(
         120,
         &format!(
-            "fio --name=verify --filename={} --direct=1 --zonemode=zbd --rw=randwrite --bsrange=4k-128k --bs_unaligned=0 \
+            "cd /tmp; fio --name=verify --filename={} --direct=1 --zonemode=zbd --rw=randwrite --bsrange=4k-128k --bs_unaligned=0 \
              --size=192M --io_size=96M --max_open_zones=8 --ioengine=libaio --iodepth=16 --verify=crc32c --verify_fatal=1 \
              --blockalign=4k --output-format=json",
             device.path

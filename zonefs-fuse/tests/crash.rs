@@ -64,18 +64,21 @@ fn nearly_full_log(shape: MemGeometry) -> Arc<MemZoned> {
 }
 
 fn cut_everywhere(shape: MemGeometry, seed: u64, steps: usize) {
-    let ops = workload(seed, steps);
+    cut_at_each(shape, seed, &workload(seed, steps), true);
+}
+
+fn cut_at_each(shape: MemGeometry, seed: u64, ops: &[Op], rolls: bool) {
     let fresh = nearly_full_log(shape);
     let whole = Arc::new(fresh.fork());
-    let reference = run(&whole, &ops);
-    assert!(reference.history.len() == steps + 1, "the workload runs to its end without a cut");
+    let reference = run(&whole, ops);
+    assert!(reference.history.len() == ops.len() + 1, "the workload runs to its end without a cut");
     let operations = whole.operations();
-    assert!(operations > steps as u64 / 4, "the workload reaches the device");
-    assert!(inspect(&*whole).unwrap().recovery.sequence >= 2, "the log rolls over");
+    assert!(operations > ops.len() as u64 / 4, "the workload reaches the device");
+    assert!(!rolls || inspect(&*whole).unwrap().recovery.sequence >= 2, "the log rolls over");
     for cut in 0..operations {
         let device = Arc::new(fresh.fork());
         device.cut_power_at(cut);
-        let reference = run(&device, &ops);
+        let reference = run(&device, ops);
         device.power_cycle(&mut Rng::new(seed ^ (cut << 20)));
         check(&device, &reference, &format!("seed {seed}, cut at operation {cut} of {operations}"));
     }
@@ -130,21 +133,40 @@ fn a_second_power_cut_during_recovery_is_harmless() {
 }
 
 #[test]
-fn a_killed_process_loses_nothing_that_was_synced_and_the_next_power_cut_neither() {
-    for seed in 400..420 {
-        let ops = workload(seed, 200);
-        let device = nearly_full_log(SMALL);
-        let reference = run(&device, &ops);
-        // The device goes on with all it was given, flushed or not; only the file system's memory is gone.
-        let fs = mount(&device).unwrap();
-        assert_recovered(&fs, &reference);
-        let survived = paths(&fs);
-        drop(fs);
-        device.power_cycle(&mut Rng::new(seed));
-        let fs = mount(&device).unwrap();
-        assert_eq!(paths(&fs), survived, "what the second mount saw was durable by then");
-        assert_eq!(device.violations(), Vec::<String>::new());
+fn a_process_killed_at_any_operation_loses_nothing_that_was_synced_and_the_next_power_cut_neither() {
+    for seed in 400..404 {
+        let ops = workload(seed, 100);
+        let fresh = nearly_full_log(SMALL);
+        let whole = Arc::new(fresh.fork());
+        run(&whole, &ops);
+        for kill in 0..whole.operations() {
+            let device = Arc::new(fresh.fork());
+            device.cut_power_at(kill);
+            let reference = run(&device, &ops);
+            device.keep_power();
+            let fs = mount(&device).unwrap();
+            assert_recovered(&fs, &reference);
+            let survived = paths(&fs);
+            drop(fs);
+            device.power_cycle(&mut Rng::new(seed + kill));
+            let fs = mount(&device).unwrap();
+            assert_eq!(paths(&fs), survived, "what the second mount saw was durable by then");
+            assert_eq!(device.violations(), Vec::<String>::new());
+        }
     }
+}
+
+#[test]
+fn a_file_is_whole_or_gone_when_another_takes_its_space() {
+    let shape = MemGeometry { sequential: 5, max_open_zones: 2, max_active_zones: 2, ..SMALL };
+    let two = |change: Vec<Op>| {
+        let first = vec![Op::Create(0, 0), Op::Append(0, 380_000), Op::Fsync(0)];
+        let second = vec![Op::Append(0, 200_000), Op::Append(0, 180_000), Op::Append(0, 100), Op::Fsync(0)];
+        [first, change, second].concat()
+    };
+    cut_at_each(shape, 1, &two(vec![Op::Unlink(0), Op::Create(0, 1)]), false);
+    cut_at_each(shape, 2, &two(vec![Op::Truncate(0, 0)]), false);
+    cut_at_each(shape, 3, &two(vec![Op::Create(0, 1), Op::Rename(1, 0, 0, 255)]), false);
 }
 
 /// The current metadata zone of a file system with a few log frames, and where its last frame starts.

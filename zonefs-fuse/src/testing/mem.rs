@@ -198,6 +198,14 @@ impl MemZoned {
         inner.cut_at = None;
     }
 
+    /// Lets the device answer again after a cut with all it was given, flushed or not: what is left when the
+    /// program was killed, not the power cut.
+    pub fn keep_power(&self) {
+        let mut inner = self.lock();
+        inner.powered = true;
+        inner.cut_at = None;
+    }
+
     /// Sets the operations that fail from now on.
     pub fn fail(&self, failing: &[Fail]) {
         self.lock().failing = failing.to_vec();
