@@ -251,7 +251,7 @@ class Demo:
                 file.write(str(value))
         before = self.vmstat()
         # --vm-bytes is shared by the workers.
-        command = ["stress-ng", "--vm", "2", "--vm-bytes", f"{need}M", "--vm-keep", "--vm-method", "rand-set", "--verify",
+        command = ["stress-ng", "--vm", "2", "--vm-bytes", f"{need}M", "--vm-keep", "--vm-method", "rand-set", "--verify", "--seed", "1",
                    "--timeout", str(self.seconds), "--metrics-brief", "--temp-path", "/tmp"]
         script = f"echo $$ > {group}/cgroup.procs; exec " + " ".join(command)
         print("    $ " + " ".join(command), flush=True)
@@ -350,9 +350,9 @@ class Demo:
         progress(9, "report")
         results = os.path.join(self.out, "results")
         os.makedirs(results, exist_ok=True)
-        for document in self.documents:
+        for number, document in enumerate(self.documents, 1):
             name = document["name"].rsplit("/", 1)[1]
-            with open(os.path.join(results, name + ".json"), "w", encoding="utf-8") as file:
+            with open(os.path.join(results, f"{number}-{name}.json"), "w", encoding="utf-8") as file:
                 json.dump(document, file, indent=1)
         parts = {document["name"]: document["summary"] for document in self.documents}
         with open(os.path.join(self.out, "report.json"), "w", encoding="utf-8") as file:

@@ -2,7 +2,7 @@
 //!
 //! The layers, from the inside out:
 //!
-//! * [`format`] — the bytes on the medium: frames with a crc32c, log entries, the superblock. Pure.
+//! * [`mod@format`] — the bytes on the medium: frames with a crc32c, log entries, the superblock. Pure.
 //! * [`model`] — the name space and the extents of files, changed only by [`format::Entry`]. Pure.
 //! * [`device`] — what a zoned device is: [`device::ZonedDevice`], and the devices there are.
 //! * [`engine`] — [`engine::Fs`]: files, directories, allocation, the metadata log, recovery.

@@ -7,23 +7,29 @@
 //! |---|---|
 //! | the control ring is a thread-local; using a `UblkCtrl` on another thread panics | [`Control`] owns its ring |
 //! | `EBUSY` from a control command is returned as success (`Ok(-16)`) | every negative result is an error |
-//! | a signal while a command waits makes it return `EAGAIN`, and its late answer is taken for the next command's | [`Control::command`] waits for its own answer, across signals |
+//! | a signal while a command waits makes it return `EAGAIN`, and its late answer is taken for the next command's | `Control::command` waits for its own answer, across signals |
 //! | no limit on how long a command may take; `ADD_DEV` and `START_DEV` have hung on some kernels | each command has a deadline |
 //! | flags it does not list are refused | flags go to the kernel, which refuses what it lacks |
 //! | state in /run/ublksrvd, made with mode 0777, and noise on stderr when it is missing | [`crate::state`], mode 0700 |
-//! | queue rings lack `SINGLE_ISSUER`, `DEFER_TASKRUN` | [`IoQueue`] sets both |
-//! | its default parameters give 4 KiB as the optimal I/O size, which Linux 7 takes for a limit | [`params`] gives the longest request |
+//! | queue rings lack `SINGLE_ISSUER`, `DEFER_TASKRUN` | `IoQueue` sets both |
+//! | its default parameters give 4 KiB as the optimal I/O size, which Linux 7 takes for a limit | `params` gives the longest request |
 //! | `unwrap` and `assert` on ring errors on the I/O path | errors end the queue, which fails its requests |
 //!
 //! Sources: Linux `Documentation/block/ublk.rst`, `include/uapi/linux/ublk_cmd.h`, `drivers/block/ublk_drv.c`.
 
+mod params;
+mod queue;
+
+pub use queue::CharDevice;
+pub(crate) use queue::{Event, IoQueue};
+
 use crate::{
     error::{Error, Result},
-    request::{Op, Payload, Request, UserCopy},
-    spec::{DataPath, DeviceSpec, Recovery, SECTOR_BYTES, WriteCache},
+    spec::{DeviceSpec, SECTOR_BYTES},
 };
 use io_uring::{IoUring, cqueue, opcode, squeue, types};
-use libublk::{helpers::IoBuf, sys};
+use libublk::sys;
+use params::{flags, params};
 use std::{
     fs::{File, OpenOptions},
     io,
@@ -417,71 +423,6 @@ fn no_device(error: Error, id: u32) -> Error {
     }
 }
 
-fn flags(spec: &DeviceSpec) -> u64 {
-    let mut flags = sys::UBLK_F_CMD_IOCTL_ENCODE;
-    if spec.data_path == DataPath::UserCopy {
-        flags |= sys::UBLK_F_USER_COPY;
-    }
-    if spec.zoned.is_some() {
-        flags |= sys::UBLK_F_ZONED;
-    }
-    flags |= match spec.recovery {
-        Recovery::None => 0,
-        Recovery::Abort => sys::UBLK_F_USER_RECOVERY,
-        Recovery::Reissue => sys::UBLK_F_USER_RECOVERY | sys::UBLK_F_USER_RECOVERY_REISSUE,
-    };
-    flags.into()
-}
-
-fn params(spec: &DeviceSpec) -> sys::ublk_params {
-    let shift = |n: u32| n.trailing_zeros() as u8;
-    let sectors = |bytes: u64| (bytes / SECTOR_BYTES).min(u32::MAX.into()) as u32;
-    let mut params = sys::ublk_params {
-        len: size_of::<sys::ublk_params>() as u32,
-        types: sys::UBLK_PARAM_TYPE_BASIC,
-        basic: sys::ublk_param_basic {
-            attrs: match spec.write_cache {
-                WriteCache::Durable => 0,
-                WriteCache::Volatile { fua: false } => sys::UBLK_ATTR_VOLATILE_CACHE,
-                WriteCache::Volatile { fua: true } => sys::UBLK_ATTR_VOLATILE_CACHE | sys::UBLK_ATTR_FUA,
-            },
-            logical_bs_shift: shift(spec.logical_block_bytes),
-            physical_bs_shift: shift(spec.physical_block_bytes),
-            // Linux 7 takes the optimal size for the longest one where it stacks limits: with 4 KiB here (libublk's
-            // default), btrfs sent one zone append per page. The longest request is what the device likes best.
-            io_opt_shift: shift(spec.max_io_bytes),
-            io_min_shift: shift(spec.physical_block_bytes),
-            max_sectors: sectors(spec.max_io_bytes.into()),
-            chunk_sectors: 0,
-            dev_sectors: spec.size_bytes / SECTOR_BYTES,
-            virt_boundary_mask: 0,
-        },
-        ..Default::default()
-    };
-    if let Some(discard) = spec.discard {
-        params.types |= sys::UBLK_PARAM_TYPE_DISCARD;
-        params.discard = sys::ublk_param_discard {
-            discard_alignment: 0,
-            discard_granularity: discard.granularity_bytes,
-            max_discard_sectors: sectors(discard.max_bytes),
-            max_write_zeroes_sectors: sectors(discard.max_write_zeroes_bytes),
-            max_discard_segments: 1,
-            reserved0: 0,
-        };
-    }
-    if let Some(zoned) = spec.zoned {
-        params.types |= sys::UBLK_PARAM_TYPE_ZONED;
-        params.basic.chunk_sectors = sectors(zoned.zone_size_bytes);
-        params.zoned = sys::ublk_param_zoned {
-            max_open_zones: zoned.max_open_zones,
-            max_active_zones: zoned.max_active_zones,
-            max_zone_append_sectors: sectors(zoned.max_append_bytes.into()),
-            ..Default::default()
-        };
-    }
-    params
-}
-
 /// The numbers of all ublk devices on this machine, in order.
 pub fn device_ids() -> Vec<u32> {
     let mut ids: Vec<u32> = std::fs::read_dir("/sys/class/ublk-char")
@@ -492,264 +433,4 @@ pub fn device_ids() -> Vec<u32> {
         .collect();
     ids.sort_unstable();
     ids
-}
-
-/// A device's character device, through which its daemon serves it.
-pub struct CharDevice {
-    file: File,
-    info: DeviceInfo,
-    data_path: DataPath,
-}
-
-impl CharDevice {
-    /// Opens /dev/ublkcN; waits a while for the node to appear.
-    ///
-    /// # Errors
-    /// The open's.
-    pub fn open(info: DeviceInfo, data_path: DataPath) -> Result<CharDevice> {
-        let path = format!("/dev/ublkc{}", info.id);
-        let deadline = Instant::now() + Duration::from_secs(5);
-        loop {
-            match OpenOptions::new().read(true).write(true).open(&path) {
-                Ok(file) => return Ok(CharDevice { file, info, data_path }),
-                Err(_) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(10)),
-                Err(source) => return Err(Error::System { what: "opening /dev/ublkcN", source }),
-            }
-        }
-    }
-
-    /// What the driver said of the device.
-    pub fn info(&self) -> &DeviceInfo {
-        &self.info
-    }
-}
-
-/// What the kernel said through a queue's ring.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Event {
-    /// A request waits on this tag.
-    Request(u16),
-    /// The tag will get no more requests: the device is stopping.
-    Stopped,
-    /// The kernel refused this tag's last command.
-    Refused(u16, i32),
-}
-
-/// One queue's ring, descriptors and buffers; lives on its thread.
-pub(crate) struct IoQueue<'d> {
-    ring: IoUring,
-    device: &'d CharDevice,
-    queue: u16,
-    descriptors: *const sys::ublksrv_io_desc,
-    mapped: usize,
-    buffers: Vec<IoBuf<u8>>,
-}
-
-impl<'d> IoQueue<'d> {
-    pub(crate) fn open(device: &'d CharDevice, queue: u16) -> io::Result<IoQueue<'d>> {
-        let depth = u32::from(device.info.depth);
-        let ring = IoUring::builder()
-            .setup_single_issuer()
-            .setup_defer_taskrun()
-            .setup_cqsize(depth * 2)
-            .build(depth)?;
-        ring.submitter().register_files(&[device.file.as_raw_fd()])?;
-        let page = page_bytes();
-        let entry = size_of::<sys::ublksrv_io_desc>();
-        let mapped = (depth as usize * entry).next_multiple_of(page);
-        let stride = (sys::UBLK_MAX_QUEUE_DEPTH as usize * entry).next_multiple_of(page);
-        let offset = sys::UBLKSRV_CMD_BUF_OFFSET as usize + usize::from(queue) * stride;
-        // SAFETY: a fresh shared read-only mapping of the queue's descriptors, unmapped in drop.
-        let at = unsafe {
-            libc::mmap(
-                std::ptr::null_mut(),
-                mapped,
-                libc::PROT_READ,
-                libc::MAP_SHARED | libc::MAP_POPULATE,
-                device.file.as_raw_fd(),
-                offset as libc::off_t,
-            )
-        };
-        if at == libc::MAP_FAILED {
-            return Err(io::Error::last_os_error());
-        }
-        let buffers = match device.data_path {
-            DataPath::UserCopy => Vec::new(),
-            DataPath::Buffers => (0..depth).map(|_| IoBuf::new(device.info.max_io_bytes as usize)).collect(),
-        };
-        Ok(IoQueue { ring, device, queue, descriptors: at.cast(), mapped, buffers })
-    }
-
-    fn push(&mut self, op: u32, tag: u16, result: i32, addr: u64) -> io::Result<()> {
-        let command = sys::ublksrv_io_cmd { q_id: self.queue, tag, result, addr };
-        // SAFETY: both are 16 bytes of plain integers.
-        let bytes = unsafe { std::mem::transmute::<sys::ublksrv_io_cmd, [u8; 16]>(command) };
-        let entry = opcode::UringCmd16::new(types::Fixed(0), op).cmd(bytes).build().user_data(tag.into());
-        loop {
-            // SAFETY: the command is copied into the entry; a buffer it names lives as long as the queue.
-            if unsafe { self.ring.submission().push(&entry) }.is_ok() {
-                return Ok(());
-            }
-            self.ring.submit()?;
-        }
-    }
-
-    fn buffer_addr(&self, tag: u16) -> u64 {
-        self.buffers.get(usize::from(tag)).map_or(0, |buffer| buffer.as_ptr() as u64)
-    }
-
-    /// Asks for the first request of every tag.
-    pub(crate) fn fetch_all(&mut self) -> io::Result<()> {
-        for tag in 0..self.device.info.depth {
-            let addr = self.buffer_addr(tag);
-            self.push(sys::UBLK_U_IO_FETCH_REQ, tag, -1, addr)?;
-        }
-        self.ring.submit()?;
-        Ok(())
-    }
-
-    /// Completes `tag`'s request and asks for the tag's next one. `result` is the bytes done or a negative errno;
-    /// `append_sector` only for a zone append: the kernel refuses it on others.
-    pub(crate) fn commit(&mut self, tag: u16, result: i32, append_sector: Option<u64>) -> io::Result<()> {
-        let addr = append_sector.unwrap_or_else(|| self.buffer_addr(tag));
-        self.push(sys::UBLK_U_IO_COMMIT_AND_FETCH_REQ, tag, result, addr)
-    }
-
-    /// Submits what was pushed and waits until the kernel has said something.
-    pub(crate) fn wait(&mut self) -> io::Result<()> {
-        match self.ring.submit_and_wait(1) {
-            Err(error) if error.raw_os_error() != Some(libc::EINTR) => Err(error),
-            _ => Ok(()),
-        }
-    }
-
-    /// The next thing the kernel said, if it said more.
-    pub(crate) fn next_event(&mut self) -> Option<Event> {
-        let answer = self.ring.completion().next()?;
-        let tag = answer.user_data() as u16;
-        Some(match answer.result() {
-            0 => Event::Request(tag),
-            sys::UBLK_IO_RES_ABORT => Event::Stopped,
-            other => Event::Refused(tag, other),
-        })
-    }
-
-    /// The request on `tag`; `Err` with the raw operation if it is one this crate does not know.
-    pub(crate) fn request(&self, tag: u16) -> std::result::Result<Request, u8> {
-        debug_assert!(tag < self.device.info.depth);
-        // SAFETY: the mapping holds `depth` descriptors and the kernel only names tags below it; it writes a tag's
-        // descriptor only while the tag is the kernel's, and this tag is ours now.
-        let raw = unsafe { self.descriptors.add(usize::from(tag)).read_volatile() };
-        let code = (raw.op_flags & 0xff) as u8;
-        let op = Op::from_kernel(code).ok_or(code)?;
-        Ok(Request {
-            op,
-            sector: raw.start_sector,
-            sectors: raw.nr_sectors,
-            fua: raw.op_flags & sys::UBLK_IO_F_FUA != 0,
-            tag,
-        })
-    }
-
-    /// The data of `request`. For a zone report that is the whole report buffer.
-    pub(crate) fn payload(&mut self, request: &Request) -> Payload<'_> {
-        let limit = self.device.info.max_io_bytes as usize;
-        let len = match request.op {
-            Op::Read | Op::Write | Op::ZoneAppend => request.len_bytes(),
-            Op::ReportZones => request.sectors as usize * size_of::<sys::blk_zone>(),
-            _ => 0,
-        };
-        match self.buffers.get_mut(usize::from(request.tag)) {
-            Some(buffer) => {
-                let len = len.min(limit);
-                Payload::Buffer(buffer.as_mut_slice().get_mut(..len).unwrap_or_default())
-            }
-            None => Payload::UserCopy(UserCopy {
-                fd: self.device.file.as_raw_fd(),
-                position: user_copy_position(self.queue, request.tag),
-                len,
-            }),
-        }
-    }
-}
-
-/// Where a tag's data starts in the character device (`ublk_pos_to_...` in the driver).
-fn user_copy_position(queue: u16, tag: u16) -> u64 {
-    u64::from(sys::UBLKSRV_IO_BUF_OFFSET)
-        + (u64::from(queue) << sys::UBLK_QID_OFF)
-        + (u64::from(tag) << sys::UBLK_TAG_OFF)
-}
-
-fn page_bytes() -> usize {
-    // SAFETY: no preconditions.
-    usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(4096)
-}
-
-impl Drop for IoQueue<'_> {
-    fn drop(&mut self) {
-        // SAFETY: mapped in `open` with this length, and no descriptor outlives the queue.
-        unsafe { libc::munmap(self.descriptors.cast_mut().cast(), self.mapped) };
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::spec::{DiscardSpec, ZonedSpec};
-
-    #[test]
-    fn the_abi_has_the_sizes_the_kernel_expects() {
-        assert_eq!(size_of::<sys::ublksrv_ctrl_cmd>(), 32);
-        assert_eq!(size_of::<sys::ublksrv_io_cmd>(), 16);
-        assert_eq!(size_of::<sys::ublksrv_io_desc>(), 24);
-        assert_eq!(size_of::<sys::blk_zone>(), 64);
-    }
-
-    #[test]
-    fn user_copy_positions_of_tags_and_queues_do_not_overlap() {
-        let first = user_copy_position(0, 0);
-        assert_eq!(first, 0x8000_0000);
-        assert_eq!(user_copy_position(0, 1) - first, 32 << 20);
-        assert_eq!(user_copy_position(1, 0) - first, 65536 * (32 << 20));
-    }
-
-    #[test]
-    fn a_durable_device_asks_for_no_flushes_and_a_zoned_one_for_user_copy() {
-        let plain = DeviceSpec {
-            discard: Some(DiscardSpec {
-                granularity_bytes: 4096,
-                max_bytes: 1 << 45,
-                max_write_zeroes_bytes: 0,
-            }),
-            ..DeviceSpec::new(1 << 30)
-        };
-        let told = params(&plain);
-        assert_eq!(told.basic.attrs, 0);
-        assert_eq!(told.basic.dev_sectors, 1 << 21);
-        assert_eq!(told.basic.logical_bs_shift, 12);
-        assert_eq!(1 << told.basic.io_opt_shift, plain.max_io_bytes);
-        assert_eq!(told.discard.max_discard_sectors, u32::MAX);
-        assert_eq!(flags(&plain) & u64::from(sys::UBLK_F_USER_COPY | sys::UBLK_F_ZONED), 0);
-
-        let zoned = DeviceSpec {
-            data_path: DataPath::UserCopy,
-            recovery: Recovery::Abort,
-            write_cache: WriteCache::Volatile { fua: true },
-            zoned: Some(ZonedSpec {
-                zone_size_bytes: 64 << 20,
-                max_open_zones: 3,
-                max_active_zones: 5,
-                max_append_bytes: 256 << 10,
-            }),
-            ..DeviceSpec::new(1 << 30)
-        };
-        let told = params(&zoned);
-        assert_eq!(told.basic.chunk_sectors, 131_072);
-        assert_eq!((told.zoned.max_open_zones, told.zoned.max_active_zones), (3, 5));
-        assert_eq!(told.zoned.max_zone_append_sectors, 512);
-        assert_eq!(told.basic.attrs, sys::UBLK_ATTR_VOLATILE_CACHE | sys::UBLK_ATTR_FUA);
-        let wanted = sys::UBLK_F_USER_COPY | sys::UBLK_F_ZONED | sys::UBLK_F_USER_RECOVERY;
-        assert_eq!(flags(&zoned) & u64::from(wanted), u64::from(wanted));
-        assert_eq!(flags(&zoned) & u64::from(sys::UBLK_F_USER_RECOVERY_REISSUE), 0);
-    }
 }
