@@ -5,8 +5,8 @@
 
 use libfuzzer_sys::fuzz_target;
 use ublk_dpuswap::proto::{
-    HEADER_BYTES, Header, Hello, Info, MAX_BLOCKS_PER_MESSAGE, MAX_CONTROL_BYTES, MAX_PAYLOAD_BYTES, Opcode, Range,
-    Status, decode_list, encode_list,
+    HEADER_BYTES, Header, Hello, Info, MAX_BLOCKS_PER_MESSAGE, MAX_CONTROL_BYTES, MAX_PAYLOAD_BYTES, Opcode,
+    Range, Status, decode_list, encode_list,
 };
 use ublk_dpuswap::units::BLOCK_BYTES;
 

@@ -1,4 +1,6 @@
 //! A state file of /run/storlab.
+//!
+//! Input: a byte of switches, then the file, or (by a switch) the options of an otherwise good one, or its numbers.
 #![no_main]
 
 use std::path::PathBuf;
@@ -19,7 +21,22 @@ fn dir() -> &'static (tempfile::TempDir, StateDir, PathBuf) {
     })
 }
 
-fuzz_target!(|bytes: &[u8]| {
+/// The file that an input stands for.
+fn text(input: &[u8]) -> Vec<u8> {
+    let Some((&switches, rest)) = input.split_first() else { return Vec::new() };
+    let good: [&[u8]; 2] =
+        [br#"{"version":1,"id":7,"target":"zns","pid":1,"pid_start_ticks":5,"options":"#, br#"{"size":5}"#];
+    let numbers: &[u8] = br#","id":7,"version":1,"target":"\u00e9","options":{"a":[1.5,null]},"#;
+    match switches % 4 {
+        0 => rest.to_vec(),
+        1 => [good[0], rest, b"}"].concat(),
+        2 => [b"{\"pid_start_ticks\":", rest, numbers, b"\"pid\":1}"].concat(),
+        _ => [good[0], good[1], b",", rest, b"}"].concat(),
+    }
+}
+
+fuzz_target!(|input: &[u8]| {
+    let bytes = &text(input)[..];
     let (_tmp, state, file) = dir();
     std::fs::write(file, bytes).unwrap();
     match state.load(ID) {

@@ -15,7 +15,7 @@ use ublk_zns::{ZnsConfig, ZnsDevice, ZnsError};
 
 const ZONES: usize = 16;
 /// Where the checksum of the header is (docs/formats.md).
-const CRC_AT: usize = 72;
+const CRC_AT: usize = 68;
 const META_BYTES: usize = 8192;
 
 fn config() -> ZnsConfig {
@@ -47,7 +47,11 @@ fuzz_target!(|input: &[u8]| {
     let (_dir, path, original) = good();
     let mut bytes = original.clone();
     for change in changes.as_chunks::<2>().0 {
-        let at = if switches & 1 == 0 { 4096 + usize::from(change[0]) % (8 * ZONES) } else { usize::from(change[0]) };
+        let at = if switches & 1 == 0 {
+            4096 + usize::from(change[0]) % (8 * ZONES)
+        } else {
+            usize::from(change[0])
+        };
         bytes[at] = change[1];
     }
     if switches & 2 != 0 {

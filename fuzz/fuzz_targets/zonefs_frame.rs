@@ -31,5 +31,9 @@ fuzz_target!(|input: &[u8]| {
     assert_eq!(header.frame_bytes(block), claimed_bytes(&bytes, block).unwrap());
     let again = encode(header, payload, block).unwrap();
     assert_eq!(again.len(), header.frame_bytes(block));
-    assert_eq!(decode(&again, block), Ok((header, payload)), "what was read is written with the same meaning");
+    assert_eq!(
+        decode(&again, block),
+        Ok((header, payload)),
+        "what was read is written with the same meaning"
+    );
 });

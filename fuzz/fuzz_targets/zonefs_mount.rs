@@ -5,7 +5,7 @@
 //! written to, and the error must say why.
 #![no_main]
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use libfuzzer_sys::fuzz_target;
 use zonefs_fuse::Error;
@@ -18,7 +18,13 @@ use zonefs_fuse::testing::{MemGeometry, MemZoned, TestClock};
 
 const BLOCK: usize = 4096;
 
+/// A new file system; made once, then copied.
 fn device() -> Arc<MemZoned> {
+    static FRESH: OnceLock<MemZoned> = OnceLock::new();
+    Arc::new(FRESH.get_or_init(format).fork())
+}
+
+fn format() -> MemZoned {
     let device = MemZoned::new(MemGeometry {
         zone_capacity_bytes: 128 << 10,
         sequential: 4,
@@ -36,7 +42,7 @@ fn device() -> Arc<MemZoned> {
     // Blocks that extents can point at.
     device.append(ZoneId(2), &[7; 4 * BLOCK]).unwrap();
     device.flush().unwrap();
-    Arc::new(device)
+    device
 }
 
 fn mount(device: &Arc<MemZoned>, read_only: bool) -> Result<Fs, Error> {
@@ -89,7 +95,14 @@ fn entry(short: &[u8; 8]) -> Entry {
     match tag % 10 {
         0 | 1 => {
             let target = if attrs.mode == 0o120_777 || g == 9 { target } else { Vec::new() };
-            Entry::Create { parent: number(a), name: name(b), ino: number(c), attrs, rdev: u32::from(f), target }
+            Entry::Create {
+                parent: number(a),
+                name: name(b),
+                ino: number(c),
+                attrs,
+                rdev: u32::from(f),
+                target,
+            }
         }
         2 => Entry::Link { ino: number(a), parent: number(c), name: name(b), time },
         3 => Entry::Unlink { parent: number(a), name: name(b), time },
@@ -133,7 +146,11 @@ fuzz_target!(|input: &[u8]| {
         let salt = u64::from_le_bytes(*b"01234567");
         let mut framed = Vec::new();
         let half = if switches & 2 == 0 { bytes.len() } else { bytes.len() / 2 };
-        for (index, payload) in [bytes.get(..half), bytes.get(half..).filter(|rest| !rest.is_empty())].into_iter().flatten().enumerate() {
+        for (index, payload) in [bytes.get(..half), bytes.get(half..).filter(|rest| !rest.is_empty())]
+            .into_iter()
+            .flatten()
+            .enumerate()
+        {
             let index = 2 + index as u64;
             let header = FrameHeader { kind: FrameKind::Log, payload_bytes: 0, sequence: 1, index, salt };
             framed.extend(encode(header, payload, BLOCK).unwrap_or_default());

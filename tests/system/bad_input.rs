@@ -80,5 +80,14 @@ fn numbers_of_no_device_or_of_another_kind_are_named() {
     let null = Device::add("ublk-target", &["--size", "64MiB"]);
     let id = null.id.to_string();
     assert!(run(30, "ublk-zns", &["report", &id]).refused(1).contains("null device, not a zns device"));
+    assert!(run(30, "ublk-zns", &["del", &id]).refused(1).contains("null device, not a zns device"));
     assert!(run(30, "ublk-zns", &["recover", &id]).refused(1).contains("it is a null device"));
+}
+
+#[test]
+#[ignore = "needs a kernel with ublk (scripts/test)"]
+fn a_device_that_cannot_get_its_media_leaves_none() {
+    let refused = run(60, "ublk-zns", &["add", "--size", "1024PiB", "--zone-size", "1TiB"]);
+    assert_ne!(refused.status, Some(0), "{refused:#?}");
+    nothing_is_loaded();
 }

@@ -115,3 +115,30 @@ fn a_device_whose_daemon_died_is_deleted() {
     device.run(60, "del", &[]).ok();
     nothing_is_loaded();
 }
+
+#[test]
+#[ignore = "needs a kernel with ublk (scripts/test)"]
+fn a_start_that_hangs_or_fails_in_one_queue_ends_in_time_and_leaves_nothing() {
+    if sh(10, "nproc").ok() == "1" {
+        println!("skipped: one CPU, so that the kernel gives a device one queue only");
+        return;
+    }
+    for foreground in [&[][..], &["--foreground"][..]] {
+        let hung = [&["add", "--queues", "2", "--hang-start", "--patience", "2"], foreground].concat();
+        assert!(run(30, "ublk-target", &hung).refused(1).contains(" time") || foreground.is_empty());
+        nothing_is_loaded();
+        let failed = [&["add", "--queues", "2", "--fail-start"], foreground].concat();
+        assert_eq!(run(30, "ublk-target", &failed).refused(1), "ublk-target: --fail-start was given");
+        nothing_is_loaded();
+    }
+}
+
+#[test]
+#[ignore = "needs a kernel with ublk (scripts/test)"]
+fn a_number_is_free_again_when_del_returns() {
+    for _ in 0..10 {
+        let device = Device::add("ublk-target", &["--size", "64MiB", "--id", "3"]);
+        device.run(30, "del", &[]).ok();
+    }
+    nothing_is_loaded();
+}

@@ -108,7 +108,11 @@ fn a_killed_node_is_an_io_error_that_names_it_and_never_a_hang() {
         .spawn()
         .unwrap();
     let mut line = [0; 5];
-    std::io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut line).unwrap();
+    if std::io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut line).is_err() {
+        let status = child.wait().unwrap();
+        let said = sh(20, &format!("cat /run/storlab/{}.log; dmesg | tail -n 20", swap.0.id));
+        panic!("the hog ended early with {status:?}: {}", said.out);
+    }
     nodes.kill(0);
     let begun = Instant::now();
     until(60, "the hog gets its I/O error", || child.try_wait().unwrap().is_some());

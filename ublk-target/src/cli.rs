@@ -26,7 +26,7 @@ pub struct AddArgs {
     #[arg(long)]
     pub foreground: bool,
     /// Give up when the device is not live after this many seconds
-    #[arg(long, default_value_t = 60, value_name = "SECONDS")]
+    #[arg(long, default_value_t = 60, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=86_400))]
     pub patience: u64,
 }
 
@@ -37,7 +37,7 @@ impl AddArgs {
             id: self.id,
             recover: false,
             foreground: self.foreground,
-            patience: Duration::from_secs(self.patience.max(1)),
+            patience: Duration::from_secs(self.patience),
             options,
         }
     }
@@ -81,14 +81,17 @@ pub struct DelArgs {
     pub force: bool,
 }
 
-/// Deletes as asked; `kind` limits `--all` to one target's devices.
+/// Deletes as asked: devices of `kind`, or with `None` of any.
 ///
 /// # Errors
 /// The first failure; the others are still tried.
-pub fn del(args: &DelArgs, kind: &str) -> Result<(), Error> {
+pub fn del(args: &DelArgs, kind: Option<&str>) -> Result<(), Error> {
     let ids = match args.id {
-        Some(id) => vec![id],
-        None => lifecycle::list(Some(kind))?.iter().map(|listed| listed.id).collect(),
+        Some(id) => {
+            lifecycle::check_kind(kind, id)?;
+            vec![id]
+        }
+        None => lifecycle::list(kind)?.iter().map(|listed| listed.id).collect(),
     };
     let results: Vec<_> = ids.into_iter().map(|id| lifecycle::del(id, args.force)).collect();
     results.into_iter().collect()

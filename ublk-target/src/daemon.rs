@@ -37,6 +37,14 @@ impl Notifier {
         self.0.is_some()
     }
 
+    /// Tells the parent which device was added, so that it can be removed if this process does not get further.
+    pub fn added(&mut self, id: u32) {
+        if let Some(pipe) = &mut self.0 {
+            // A parent that is gone needs no news; `ready` will say so in the log.
+            let _ = pipe.write_all(format!("{}\n", json!({ "added": id })).as_bytes());
+        }
+    }
+
     /// Tells the parent that the device is live.
     pub fn ready(&mut self, news: &Value) {
         self.send(&json!({ "ok": news }));
@@ -71,6 +79,14 @@ pub struct ChildError {
     pub message: String,
     /// Whether the fault is in what was asked (exit status 2).
     pub usage: bool,
+    /// A device that the child added and could not remove: it was ended at the limit.
+    pub orphan: Option<u32>,
+}
+
+impl ChildError {
+    fn new(message: String) -> ChildError {
+        ChildError { message, usage: false, orphan: None }
+    }
 }
 
 /// Forks. Must be called before the process has threads.
@@ -89,45 +105,81 @@ pub fn split(patience: Duration) -> Result<Side> {
         ForkResult::Child => {
             drop(read);
             setsid().map_err(|e| Error::System { what: "setsid", source: e.into() })?;
+            own_mounts();
             Ok(Side::Daemon(Notifier(Some(File::from(write)))))
         }
+    }
+}
+
+/// A mount namespace of its own: the last process of a namespace unmounts what is mounted there, and a daemon that
+/// ends must never wait for its own device. Mounts made elsewhere still come in; unmounts too.
+fn own_mounts() {
+    use nix::{mount::MsFlags, sched::CloneFlags};
+    let none: Option<&str> = None;
+    let own = nix::sched::unshare(CloneFlags::CLONE_NEWNS)
+        .and_then(|()| nix::mount::mount(none, "/", none, MsFlags::MS_SLAVE | MsFlags::MS_REC, none));
+    if let Err(error) = own {
+        log::warn!("no mount namespace of its own: {error}");
     }
 }
 
 fn wait_for_child(child: Pid, pipe: File, patience: Duration) -> std::result::Result<Value, ChildError> {
     let (tell, told) = mpsc::channel();
     std::thread::spawn(move || {
-        let mut line = String::new();
-        let read = BufReader::new(pipe.take(1 << 20)).read_line(&mut line);
-        // The receiver is gone only after the time-out, when nobody needs the line.
-        let _ = tell.send(read.map(|_| line));
+        for line in BufReader::new(pipe.take(1 << 20)).lines().map_while(std::io::Result::ok) {
+            // The receiver is gone only after the time-out, when nobody needs the line.
+            let _ = tell.send(line);
+        }
     });
-    let fail = |message: String| Err(ChildError { message, usage: false });
-    match told.recv_timeout(patience) {
-        Ok(Ok(line)) if !line.is_empty() => parse_news(&line),
-        Ok(_) => fail(format!("the background process ended before the device was live ({})", end_of(child))),
-        Err(_) => {
-            let _ = kill(child, Signal::SIGKILL);
-            let seconds = patience.as_secs();
-            fail(format!("the device was not live after {seconds} s; the kernel log (dmesg) may say why"))
+    let deadline = Instant::now() + patience;
+    let mut orphan = None;
+    loop {
+        match told.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+            Ok(line) => match parse_news(&line)? {
+                News::Added(id) => orphan = Some(id),
+                News::Live(news) => return Ok(news),
+            },
+            Err(mpsc::RecvTimeoutError::Disconnected) => {
+                let end = end_of(child);
+                let message = format!("the background process ended before the device was live ({end})");
+                return Err(ChildError { orphan, ..ChildError::new(message) });
+            }
+            Err(mpsc::RecvTimeoutError::Timeout) => {
+                let _ = kill(child, Signal::SIGKILL);
+                let seconds = patience.as_secs();
+                let message =
+                    format!("the device was not live after {seconds} s; the kernel log (dmesg) may say why");
+                end_of(child);
+                return Err(ChildError { orphan, ..ChildError::new(message) });
+            }
         }
     }
 }
 
-fn parse_news(line: &str) -> std::result::Result<Value, ChildError> {
+#[derive(Debug, PartialEq)]
+enum News {
+    Added(u32),
+    Live(Value),
+}
+
+fn parse_news(line: &str) -> std::result::Result<News, ChildError> {
     let mut news: Value = serde_json::from_str(line)
-        .map_err(|e| ChildError { message: format!("the background process said: {e}"), usage: false })?;
+        .map_err(|e| ChildError::new(format!("the background process said: {e}")))?;
+    if let Some(id) = news["added"].as_u64().and_then(|id| u32::try_from(id).ok()) {
+        return Ok(News::Added(id));
+    }
     match news.get_mut("ok").map(Value::take) {
-        Some(value) => Ok(value),
+        Some(value) => Ok(News::Live(value)),
         None => Err(ChildError {
             message: news.get("error").and_then(Value::as_str).unwrap_or("unknown error").to_owned(),
             usage: news.get("usage").and_then(Value::as_bool).unwrap_or(false),
+            orphan: None,
         }),
     }
 }
 
 fn end_of(child: Pid) -> String {
-    let deadline = Instant::now() + Duration::from_secs(2);
+    let deadline = Instant::now() + Duration::from_secs(5);
     loop {
         match waitpid(child, Some(WaitPidFlag::WNOHANG)) {
             Ok(WaitStatus::Exited(_, code)) => return format!("exit status {code}"),
@@ -138,15 +190,26 @@ fn end_of(child: Pid) -> String {
     }
 }
 
-/// Turns standard input and output away and standard error to the log at `path`, once the parent has its news.
+/// Opens the log at `path` for a daemon's standard error.
 ///
 /// # Errors
 /// The open's.
-pub fn detach(path: &Path) -> Result<()> {
+pub fn open_log(path: &Path) -> Result<File> {
     use std::os::unix::fs::OpenOptionsExt;
-    let state = |source| Error::State { path: path.to_owned(), what: "opening the log", source };
-    let log = std::fs::OpenOptions::new().create(true).append(true).mode(0o600).open(path).map_err(state)?;
-    let null = File::options().read(true).write(true).open("/dev/null").map_err(state)?;
+    let failed = |source| Error::State { path: path.to_owned(), what: "opening the log", source };
+    std::fs::OpenOptions::new().create(true).append(true).mode(0o600).open(path).map_err(failed)
+}
+
+/// Turns standard input and output away and standard error to `log`, once the parent has its news.
+///
+/// # Errors
+/// The system's.
+pub fn detach(log: &File) -> Result<()> {
+    let null = File::options()
+        .read(true)
+        .write(true)
+        .open("/dev/null")
+        .map_err(|source| Error::System { what: "opening /dev/null", source })?;
     for (from, to) in [(null.as_fd(), 0), (null.as_fd(), 1), (log.as_fd(), 2)] {
         // SAFETY: dup2 onto the three standard descriptors, which nothing in this process owns.
         if unsafe { libc::dup2(from.as_raw_fd(), to) } < 0 {
@@ -187,8 +250,9 @@ mod tests {
 
     #[test]
     fn the_parent_gets_the_childs_news_or_its_error_with_its_kind() {
-        assert_eq!(parse_news("{\"ok\": 3}\n").unwrap(), json!(3));
-        let error = parse_news("{\"error\": \"no\", \"usage\": true}\n").unwrap_err();
+        assert_eq!(parse_news("{\"added\": 3}").unwrap(), News::Added(3));
+        assert_eq!(parse_news("{\"ok\": 3}").unwrap(), News::Live(json!(3)));
+        let error = parse_news("{\"error\": \"no\", \"usage\": true}").unwrap_err();
         assert_eq!((error.message.as_str(), error.usage), ("no", true));
         assert!(parse_news("nonsense").unwrap_err().message.contains("said"));
         assert_eq!(parse_news("{}").unwrap_err().message, "unknown error");

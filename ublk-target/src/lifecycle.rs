@@ -20,6 +20,7 @@ use serde_json::{Value, json};
 use std::{
     io,
     os::unix::fs::OpenOptionsExt,
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, mpsc},
     thread::JoinHandle,
     time::{Duration, Instant},
@@ -42,6 +43,12 @@ pub struct RunOptions {
 
 /// The longest any one control command may take.
 const COMMAND_LIMIT: Duration = Duration::from_secs(60);
+/// How long the news of the child may come after its own limit.
+const NEWS_MARGIN: Duration = Duration::from_secs(3);
+/// The limit of a command that cleans up after a daemon that was ended.
+const ORPHAN_LIMIT: Duration = Duration::from_secs(5);
+/// How long queue threads may take to end after a failed start.
+const JOIN_PATIENCE: Duration = Duration::from_secs(5);
 /// How long a daemon may take to delete its stopped device.
 const DAEMON_PATIENCE: Duration = Duration::from_secs(3);
 /// How long `del` waits for the last user of a deleted device.
@@ -66,19 +73,40 @@ pub fn serve<T: Target>(
     if options.foreground {
         return run(options, &state, make, Notifier::foreground(), live);
     }
-    match daemon::split(options.patience + COMMAND_LIMIT)? {
+    match daemon::split(options.patience + NEWS_MARGIN)? {
         Side::Parent(Ok(news)) => match news.as_u64().and_then(|id| u32::try_from(id).ok()) {
             Some(id) => Ok(id),
             None => Err(Error::Child(format!("the background process said {news}"))),
         },
-        Side::Parent(Err(error)) if error.usage => Err(Error::Target(Box::new(UsageError(error.message)))),
-        Side::Parent(Err(error)) => Err(Error::Child(error.message)),
+        Side::Parent(Err(error)) => {
+            if let Some(id) = error.orphan.filter(|_| !options.recover) {
+                remove_orphan(id, &state);
+            }
+            Err(match error.usage {
+                true => Error::Target(Box::new(UsageError(error.message))),
+                false => Error::Child(error.message),
+            })
+        }
         Side::Daemon(notifier) => match run(options, &state, make, notifier, |_| {}) {
             Ok(_) => std::process::exit(0),
             // The parent, or the log, has the reason.
             Err(_) => std::process::exit(1),
         },
     }
+}
+
+/// Removes a device whose daemon was ended before it was live.
+fn remove_orphan(id: u32, state: &StateDir) {
+    let removed = Control::open(ORPHAN_LIMIT).and_then(|mut control| {
+        control.stop(id)?;
+        control.delete(id)
+    });
+    if let Err(error) = removed
+        && !matches!(error, Error::NoDevice(_))
+    {
+        log::warn!("{error}");
+    }
+    state.forget(id);
 }
 
 /// An error in what was asked: exit status 2.
@@ -93,12 +121,16 @@ fn run<T: Target>(
     mut notifier: Notifier,
     live: impl FnOnce(u32),
 ) -> Result<u32> {
-    let started = make().map_err(Error::Target).and_then(|target| Running::start(options, state, target));
+    let started = make()
+        .map_err(Error::Target)
+        .and_then(|target| Running::start(options, state, target, &mut notifier));
     match started {
         Ok(running) => {
             let id = running.id();
-            if notifier.in_background() {
-                daemon::detach(&state.log(id))?;
+            if let Some(log) = &running.log
+                && let Err(error) = daemon::detach(log)
+            {
+                log::warn!("{error}");
             }
             notifier.ready(&json!(id));
             live(id);
@@ -137,25 +169,43 @@ impl Drop for Added {
 
 struct Running<T> {
     target: Arc<T>,
+    log: Option<std::fs::File>,
+    record: DeviceRecord,
     added: Added,
     device: Arc<CharDevice>,
     threads: Vec<JoinHandle<()>>,
 }
 
 impl<T: Target> Running<T> {
-    fn start(options: &RunOptions, state: &StateDir, target: T) -> Result<Running<T>> {
+    fn start(
+        options: &RunOptions,
+        state: &StateDir,
+        target: T,
+        notifier: &mut Notifier,
+    ) -> Result<Running<T>> {
         let spec = target.spec();
         spec.validate()?;
         set_io_flusher()?;
         daemon::block_signals()?;
         let mut added = take_device(options, &spec)?;
         let id = added.info.id;
+        notifier.added(id);
+        let log = match notifier.in_background() {
+            true => Some(daemon::open_log(&state.log(id))?),
+            false => None,
+        };
         target.bind(id).map_err(Error::Target)?;
         let target = Arc::new(target);
-        let device = Arc::new(CharDevice::open(added.info, spec.data_path)?);
+        let record = DeviceRecord::of_this_process(id, target.kind(), options.options.clone());
+        let device = CharDevice::open(added.info, spec.data_path);
+        let device = Arc::new(device.inspect_err(|_| {
+            if !options.recover {
+                target.stopped();
+            }
+        })?);
         let queues: Vec<_> = (0..added.info.queues).map(|_| Arc::new(QueueStats::default())).collect();
-        let mut running = Running { target, added, device, threads: Vec::new() };
-        let opened = running.open_queues(&queues);
+        let mut running = Running { target, log, record, added, device, threads: Vec::new() };
+        let opened = running.open_queues(&queues, options.patience);
         if let Err(error) = opened.and_then(|()| running.go_live(options, state, queues)) {
             return Err(running.give_up(options.recover, state, error));
         }
@@ -171,15 +221,20 @@ impl<T: Target> Running<T> {
         if recovering {
             return error;
         }
-        // The queue threads end once the device is stopped; the character device must be closed before it is deleted.
-        match self.added.control.stop(id) {
-            Ok(()) => self.join(),
-            Err(stop) => log::warn!("{stop}"),
+        // The queue threads end once the device is stopped. One that does not must not keep the user waiting: the device
+        // is deleted when this process ends.
+        if let Err(stop) = self.added.control.stop(id) {
+            log::warn!("{stop}");
         }
+        let deadline = Instant::now() + JOIN_PATIENCE;
+        while Instant::now() < deadline && !self.threads.iter().all(JoinHandle::is_finished) {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        self.target.stopped();
+        state.forget_if(&self.record);
         let Running { device, added, .. } = self;
         drop(device);
         drop(added);
-        state.forget(id);
         error
     }
 
@@ -187,27 +242,38 @@ impl<T: Target> Running<T> {
         self.added.info.id
     }
 
-    fn open_queues(&mut self, stats: &[Arc<QueueStats>]) -> Result<()> {
+    fn open_queues(&mut self, stats: &[Arc<QueueStats>], patience: Duration) -> Result<()> {
         let (tell, told) = mpsc::channel();
+        let mut first_error = None;
         for (index, stats) in (0..).zip(stats) {
             let affinity = self.added.control.queue_affinity(self.id(), index).ok();
             let (target, device) = (Arc::clone(&self.target), Arc::clone(&self.device));
             let (stats, tell) = (Arc::clone(stats), tell.clone());
-            let thread = std::thread::Builder::new()
+            let spawned = std::thread::Builder::new()
                 .name(format!("ublkq{index}"))
                 .stack_size(QUEUE_STACK_BYTES)
-                .spawn(move || queue_thread(&*target, &device, index, affinity, &stats, &tell))
-                .map_err(|source| Error::System { what: "starting a queue thread", source })?;
-            self.threads.push(thread);
-        }
-        drop(tell);
-        for _ in 0..self.threads.len() {
-            match told.recv_timeout(COMMAND_LIMIT) {
-                Ok(result) => result?,
-                Err(_) => return Err(Error::Child("a queue thread ended before it was ready".into())),
+                .spawn(move || queue_thread(&*target, &device, index, affinity, &stats, &tell));
+            match spawned {
+                Ok(thread) => self.threads.push(thread),
+                Err(source) => {
+                    first_error = Some(Error::System { what: "starting a queue thread", source });
+                    break;
+                }
             }
         }
-        Ok(())
+        drop(tell);
+        // Every thread's answer, also after an error: one that fetches after the device was stopped would wait for ever.
+        let deadline = Instant::now() + patience;
+        for _ in 0..self.threads.len() {
+            let answer = match told.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+                Ok(answer) => answer,
+                Err(_) => Err(Error::Child("a queue did not open in time".into())),
+            };
+            if let Err(error) = answer {
+                first_error.get_or_insert(error);
+            }
+        }
+        first_error.map_or(Ok(()), Err)
     }
 
     fn go_live(
@@ -241,7 +307,7 @@ impl<T: Target> Running<T> {
             .name("signals".into())
             .spawn(move || stop_on_signal(id))
             .map_err(|source| Error::System { what: "starting the signal thread", source })?;
-        state.save(&DeviceRecord::of_this_process(id, self.target.kind(), options.options.clone()))
+        state.save(&self.record)
     }
 
     fn join(&mut self) {
@@ -257,11 +323,12 @@ impl<T: Target> Running<T> {
         self.join();
         log::info!("device {id}: stopped");
         self.target.stopped();
+        // Before the number is free: a successor may have it a moment later.
+        state.forget_if(&self.record);
         let Running { mut added, device, target, .. } = self;
         let _ = added.control.stop(id);
         drop(device);
         let deleted = added.control.delete(id);
-        state.forget(id);
         drop(target);
         match deleted {
             Ok(()) | Err(Error::NoDevice(_)) => Ok(id),
@@ -319,15 +386,27 @@ fn queue_thread<T: Target>(
         }
         Ok((mut queue, mut handler)) => {
             let _ = tell.send(Ok(()));
-            if let Err(error) = queue::serve(&mut queue, device.info().depth, &mut handler, stats) {
-                log::error!("{}", fail("serving", error));
+            let depth = device.info().depth;
+            let serve = || queue::serve(&mut queue, depth, &mut handler, stats);
+            match catch_unwind(AssertUnwindSafe(serve)) {
+                Ok(Ok(())) => {}
+                // Requests are open that nobody will complete: the kernel takes them back only when this process is gone.
+                Ok(Err(error)) => end_process(&fail("serving", error).to_string()),
+                Err(_) => end_process(&format!("device {id} queue {index}: the queue thread panicked")),
             }
         }
     }
 }
 
+/// Ends the process at once, without any farewell: the device stays as it is, for `recover` or `del`.
+fn end_process(why: &str) -> ! {
+    log::error!("{why}: the daemon ends");
+    // SAFETY: ends the process; nothing of it is used any more.
+    unsafe { libc::_exit(1) }
+}
+
 /// `PR_SET_IO_FLUSHER`: this thread's own memory allocations never wait for I/O on the device it serves
-/// (Linux 5.6, kernel/sys.c). libublk before 0.4.7 cleared it by mistake, so it is read back.
+/// (Linux 5.6, kernel/sys.c). libublk up to 0.4.6 cleared it by mistake, so it is read back.
 fn set_io_flusher() -> Result<()> {
     const PR_SET_IO_FLUSHER: i32 = 57;
     const PR_GET_IO_FLUSHER: i32 = 58;
@@ -346,13 +425,17 @@ fn set_io_flusher() -> Result<()> {
 }
 
 fn stop_on_signal(id: u32) {
-    let stop = || -> Result<()> {
-        let signal = daemon::wait_for_signal()?;
-        log::info!("device {id}: {signal}: deleting the device");
-        Control::open(COMMAND_LIMIT)?.stop(id)
-    };
-    if let Err(error) = stop() {
-        log::error!("{error}");
+    loop {
+        let stop = || -> Result<()> {
+            let signal = daemon::wait_for_signal()?;
+            log::info!("device {id}: {signal}: deleting the device");
+            Control::open(COMMAND_LIMIT)?.stop(id)
+        };
+        match stop() {
+            Ok(()) => return,
+            // Another signal is another try.
+            Err(error) => log::error!("{error}"),
+        }
     }
 }
 
@@ -363,10 +446,11 @@ fn stop_on_signal(id: u32) {
 pub fn del(id: u32, force: bool) -> Result<()> {
     let state = StateDir::open()?;
     let mut control = Control::open(COMMAND_LIMIT)?;
-    if !present(&mut control, id) {
+    let Ok(info) = control.info(id) else {
         state.forget(id);
         return Err(Error::NoDevice(id));
-    }
+    };
+    let record = state.load(id).ok().flatten();
     if !force && in_use(id) {
         return Err(Error::InUse(id));
     }
@@ -375,11 +459,11 @@ pub fn del(id: u32, force: bool) -> Result<()> {
         other => other?,
     }
     // The daemon deletes the device itself once its queues have ended; without a daemon nobody does.
-    let alive = state.load(id).ok().flatten().is_some_and(|record| record.daemon_alive());
+    let alive = record.as_ref().is_some_and(DeviceRecord::daemon_alive);
     let delete_at = Instant::now() + if alive { DAEMON_PATIENCE } else { Duration::ZERO };
     let leave_at = delete_at + HOLDER_PATIENCE;
     let mut deleted = false;
-    while present(&mut control, id) {
+    while still_there(&mut control, &info) {
         if !deleted && Instant::now() >= delete_at {
             match control.delete(id) {
                 Err(Error::NoDevice(_)) => break,
@@ -399,9 +483,13 @@ pub fn del(id: u32, force: bool) -> Result<()> {
     Ok(())
 }
 
-/// Whether the kernel still has device `id`: its node goes first, its number only when the last user has let go.
-fn present(control: &mut Control, id: u32) -> bool {
-    device_ids().contains(&id) || control.info(id).is_ok()
+/// Whether the kernel still has this device: its node goes first, its number only when the last user has let go. A live
+/// device of another daemon under its number is not this one.
+fn still_there(control: &mut Control, device: &DeviceInfo) -> bool {
+    match control.info(device.id) {
+        Ok(now) => now.state != DeviceState::Live || now.pid == device.pid,
+        Err(_) => false,
+    }
 }
 
 /// A block device that is mounted or swapped on cannot be opened exclusively.
@@ -462,6 +550,20 @@ pub fn list(kind: Option<&str>) -> Result<Vec<Listed>> {
         });
     }
     Ok(listed)
+}
+
+/// Refuses a device that is known to be of another kind.
+///
+/// # Errors
+/// [`Error::Refused`] naming its kind.
+pub fn check_kind(kind: Option<&str>, id: u32) -> Result<()> {
+    match (kind, StateDir::open()?.load(id)?) {
+        (Some(kind), Some(record)) if record.target != kind => {
+            let message = format!("it is a {} device, not a {kind} device", record.target);
+            Err(Error::Refused { id, message })
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Asks device `id`'s daemon, after checking that the device is `kind`'s.

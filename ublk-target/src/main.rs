@@ -75,6 +75,9 @@ struct Add {
     /// Fail to open the queues
     #[arg(long)]
     fail_start: bool,
+    /// Never open the last queue
+    #[arg(long)]
+    hang_start: bool,
 }
 
 fn serve(run: &RunOptions, options: NullOptions) -> Result<(), Error> {
@@ -96,6 +99,7 @@ fn add(args: &Add) -> Result<(), Error> {
         fail_every: args.fail_every,
         panic_every: args.panic_every,
         fail_start: args.fail_start,
+        hang_start: args.hang_start,
     };
     let saved = serde_json::json!(options);
     serve(&args.common.run_options(saved), options)
@@ -113,7 +117,7 @@ fn main() -> ExitCode {
     cli::init_log();
     let result = match &cli.command {
         Command::Add(args) => add(args),
-        Command::Del(args) => cli::del(args, "null"),
+        Command::Del(args) => cli::del(args, None),
         Command::List { json } => cli::list(None, *json),
         Command::Stat { id, json } => cli::stat("null", *id, *json),
         Command::Recover(args) => recover(args),

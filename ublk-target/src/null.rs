@@ -1,6 +1,6 @@
 //! A device that keeps nothing: the ceiling of every benchmark, and the target that tests the lifecycle.
 //!
-//! Reads give zeroes. It can be told to fail, to panic, or to answer an append wrongly every so often, so that the
+//! Reads give zeroes. It can be told to fail or panic every so often, or to fail or hang at the start, so that the
 //! promise "every request is completed" can be tested on a real kernel.
 
 use crate::{DataPath, DeviceSpec, Done, Errno, Op, Payload, QueueHandler, Recovery, Request, Target};
@@ -23,8 +23,11 @@ pub struct NullOptions {
     pub fail_every: u64,
     /// Panic on every n-th request.
     pub panic_every: u64,
-    /// Refuse to open the queues.
+    /// Refuse to open the last queue.
     pub fail_start: bool,
+    /// Never open the last queue.
+    #[serde(default)]
+    pub hang_start: bool,
 }
 
 /// The null target.
@@ -62,8 +65,14 @@ impl Target for Null {
         }
     }
 
-    fn open_queue(&self, _: u16) -> Result<NullQueue, Box<dyn std::error::Error + Send + Sync>> {
-        if self.0.fail_start {
+    fn open_queue(&self, queue: u16) -> Result<NullQueue, Box<dyn std::error::Error + Send + Sync>> {
+        let last = queue + 1 >= self.0.queues;
+        if last && self.0.hang_start {
+            loop {
+                std::thread::park();
+            }
+        }
+        if last && self.0.fail_start {
             return Err("--fail-start was given".into());
         }
         let zeroes = vec![0; self.spec().max_io_bytes as usize];

@@ -2,12 +2,13 @@
 //!
 //! The invariant: a tag that the kernel handed over is given back exactly once, with a result, whatever the handler
 //! does. A panic becomes `EIO`; an operation nobody knows becomes `EOPNOTSUPP`; a completion that the kernel refuses is
-//! sent again as `EIO` without the append sector, which is the only part it can refuse; and if even that is refused,
-//! the thread ends, which makes the kernel fail all the queue's requests.
+//! sent again as `EIO` without the append sector, which is the only part it can refuse; and if even that is refused, or
+//! the ring fails, [`serve`] ends with an error and its caller ends the process: only then does the kernel fail the
+//! requests (or keep them for `recover`), whatever other queues still do.
 
 use crate::{
     QueueHandler,
-    adapter::{Event, IoQueue},
+    adapter::{Event, Tags},
     request::{Done, Errno, Op, Request},
     stats::QueueStats,
 };
@@ -26,9 +27,9 @@ struct Completion {
 /// Serves until the device stops.
 ///
 /// # Errors
-/// The ring's; the kernel then fails the queue's requests as the ring closes.
+/// The ring's, or a completion refused twice. Requests are left open then: the process must end.
 pub(crate) fn serve<H: QueueHandler>(
-    queue: &mut IoQueue<'_>,
+    queue: &mut impl Tags,
     depth: u16,
     handler: &mut H,
     stats: &QueueStats,
@@ -63,7 +64,7 @@ pub(crate) fn serve<H: QueueHandler>(
 }
 
 fn handle<H: QueueHandler>(
-    queue: &mut IoQueue<'_>,
+    queue: &mut impl Tags,
     tag: u16,
     handler: &mut H,
     stats: &QueueStats,
@@ -122,6 +123,101 @@ fn completion(request: &Request, outcome: Result<Done, Errno>) -> Completion {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Tag, result, append sector.
+    type Committed = (u16, i32, Option<u64>);
+
+    /// A kernel with a script: hands out requests, refuses some completions, then stops the queue.
+    struct Script {
+        events: std::collections::VecDeque<Event>,
+        /// How many completions of each tag to refuse.
+        refusals: u32,
+        commits: Vec<Committed>,
+        op: Result<Op, u8>,
+        data: Vec<u8>,
+    }
+
+    impl Script {
+        fn new(op: Result<Op, u8>, refusals: u32) -> Script {
+            let events = [Event::Request(0)].into();
+            Script { events, refusals, commits: Vec::new(), op, data: vec![0; 8192] }
+        }
+    }
+
+    impl Tags for Script {
+        fn commit(&mut self, tag: u16, result: i32, append_sector: Option<u64>) -> io::Result<()> {
+            self.commits.push((tag, result, append_sector));
+            self.events.push_back(match self.refusals {
+                0 => Event::Stopped,
+                _ => Event::Refused(tag, -libc::EINVAL),
+            });
+            self.refusals = self.refusals.saturating_sub(1);
+            Ok(())
+        }
+
+        fn wait(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+
+        fn next_event(&mut self) -> Option<Event> {
+            self.events.pop_front()
+        }
+
+        fn request(&self, tag: u16) -> Result<Request, u8> {
+            self.op.map(|op| Request { tag, ..request(op) })
+        }
+
+        fn payload(&mut self, _: &Request) -> crate::Payload<'_> {
+            crate::Payload::Buffer(&mut self.data)
+        }
+    }
+
+    /// A handler that does what a closure says.
+    struct Does<F>(F);
+
+    impl<F: FnMut() -> Result<Done, Errno>> QueueHandler for Does<F> {
+        fn handle(&mut self, _: &Request, _: &mut crate::Payload<'_>) -> Result<Done, Errno> {
+            self.0()
+        }
+    }
+
+    fn commits(
+        op: Result<Op, u8>,
+        refusals: u32,
+        handler: impl FnMut() -> Result<Done, Errno>,
+    ) -> (io::Result<()>, Vec<Committed>) {
+        let mut script = Script::new(op, refusals);
+        let served = serve(&mut script, 1, &mut Does(handler), &QueueStats::default());
+        (served, script.commits)
+    }
+
+    #[test]
+    fn a_panic_in_the_handler_completes_the_request_with_eio() {
+        let (served, commits) = commits(Ok(Op::Read), 0, || panic!("on purpose"));
+        served.unwrap();
+        assert_eq!(commits, [(0, -libc::EIO, None)]);
+    }
+
+    #[test]
+    fn an_operation_nobody_knows_is_not_supported() {
+        let (served, commits) = commits(Err(77), 0, || Ok(Done::Whole));
+        served.unwrap();
+        assert_eq!(commits, [(0, -libc::EOPNOTSUPP, None)]);
+    }
+
+    #[test]
+    fn a_completion_that_the_kernel_refuses_is_sent_again_as_eio() {
+        let (served, commits) = commits(Ok(Op::ZoneAppend), 1, || Ok(Done::AppendedAt(u64::MAX)));
+        served.unwrap();
+        assert_eq!(commits, [(0, 8192, Some(u64::MAX)), (0, -libc::EIO, None)]);
+    }
+
+    #[test]
+    fn a_completion_refused_twice_ends_the_service_with_an_error() {
+        let (served, commits) = commits(Ok(Op::Read), 2, || Ok(Done::Whole));
+        assert_eq!(served.unwrap_err().raw_os_error(), Some(libc::EINVAL));
+        assert_eq!(commits.len(), 2);
+    }
 
     fn request(op: Op) -> Request {
         Request { op, sector: 8, sectors: 16, fua: false, tag: 3 }

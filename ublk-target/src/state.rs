@@ -42,6 +42,11 @@ impl DeviceRecord {
         DeviceRecord { version: VERSION, id, target: target.to_owned(), pid, pid_start_ticks, options }
     }
 
+    /// Whether both are of the same daemon's life.
+    pub fn same_daemon(&self, other: &DeviceRecord) -> bool {
+        (self.pid, self.pid_start_ticks) == (other.pid, other.pid_start_ticks)
+    }
+
     /// Whether the daemon that wrote this record still runs.
     pub fn daemon_alive(&self) -> bool {
         start_ticks(self.pid) == Some(self.pid_start_ticks)
@@ -148,6 +153,13 @@ impl StateDir {
         Ok(Some(record))
     }
 
+    /// Forgets what `record` says, unless another daemon serves that number by now.
+    pub fn forget_if(&self, record: &DeviceRecord) {
+        if matches!(self.load(record.id), Ok(Some(now)) if now.same_daemon(record)) {
+            self.forget(record.id);
+        }
+    }
+
     /// Forgets device `id`, its socket included; its log stays for reading.
     pub fn forget(&self, id: u32) {
         for path in [self.file(id), self.socket(id)] {
@@ -197,6 +209,19 @@ mod tests {
         dir.forget(7);
         assert_eq!(dir.load(7).unwrap(), None);
         dir.forget(7);
+    }
+
+    #[test]
+    fn a_daemon_forgets_only_its_own_record() {
+        let (_tmp, dir) = dir();
+        let old = DeviceRecord::of_this_process(7, "null", serde_json::Value::Null);
+        let mut new = old.clone();
+        new.pid_start_ticks += 1;
+        dir.save(&new).unwrap();
+        dir.forget_if(&old);
+        assert_eq!(dir.load(7).unwrap(), Some(new.clone()));
+        dir.forget_if(&new);
+        assert_eq!(dir.load(7).unwrap(), None);
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! The device as a library: the zone rules and the media together, safe to use from many threads.
 //!
-//! State changes take one lock for a few instructions; data is copied outside it, and reads take no lock at all: they
-//! look at the zone's published word ([`crate::store`]).
+//! State changes take one lock for a few instructions. Data is copied outside it, under its zone's guard: copies share the
+//! guard, so that they run side by side; a reset takes it alone, so that no copy and no new write meets the media while it
+//! is being emptied. Reads look at the zone's published word ([`crate::store`]) and never take the lock.
 //!
 //! The invariant: a zone's word is published before the command that changed it returns, and a write's data is in the
 //! media when the write returns; data is only ever read below a zone's published write pointer.
@@ -16,13 +17,14 @@ use std::{
     io,
     path::Path,
     ptr::NonNull,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
 };
 
 /// A ZNS device.
 pub struct ZnsDevice {
     geometry: Geometry,
     zones: Mutex<Zones>,
+    guards: Box<[RwLock<()>]>,
     store: Store,
 }
 
@@ -34,7 +36,7 @@ impl ZnsDevice {
     pub fn new(config: &ZnsConfig) -> Result<ZnsDevice, ZnsError> {
         let geometry = Geometry::new(config)?;
         let store = Store::anonymous(&geometry)?;
-        Ok(ZnsDevice { zones: Mutex::new(Zones::new(geometry.clone())), store, geometry })
+        Ok(ZnsDevice::with(Zones::new(geometry), store))
     }
 
     /// A new device whose media is the file `path`, in place of any that is there.
@@ -44,7 +46,7 @@ impl ZnsDevice {
     pub fn create(config: &ZnsConfig, path: &Path) -> Result<ZnsDevice, ZnsError> {
         let geometry = Geometry::new(config)?;
         let store = Store::create(path, &geometry)?;
-        Ok(ZnsDevice { zones: Mutex::new(Zones::new(geometry.clone())), store, geometry })
+        Ok(ZnsDevice::with(Zones::new(geometry), store))
     }
 
     /// The device that was left in the file `path`: same data, same zone states, the order in which zones were opened
@@ -61,7 +63,13 @@ impl ZnsDevice {
             offset: 4096 + u64::from(zone.0) * 8,
             why: format!("zone {}: {why}", zone.0),
         })?;
-        Ok(ZnsDevice { zones: Mutex::new(zones), store, geometry })
+        Ok(ZnsDevice::with(zones, store))
+    }
+
+    fn with(zones: Zones, store: Store) -> ZnsDevice {
+        let geometry = zones.geometry().clone();
+        let guards = (0..geometry.zones()).map(|_| RwLock::new(())).collect();
+        ZnsDevice { geometry, zones: Mutex::new(zones), guards, store }
     }
 
     /// The device's sizes.
@@ -77,6 +85,22 @@ impl ZnsDevice {
     /// A panic while the lock was held cannot have left the zones half changed: every check precedes every change.
     fn lock(&self) -> MutexGuard<'_, Zones> {
         self.zones.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// For a copy that others may run beside: the kernel's, which tears at worst.
+    fn share(&self, zone: ZoneId) -> Option<RwLockReadGuard<'_, ()>> {
+        let guard = self.guards.get(zone.0 as usize)?;
+        Some(guard.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// For what must have the zone's media alone.
+    fn alone(&self, zone: ZoneId) -> Option<RwLockWriteGuard<'_, ()>> {
+        let guard = self.guards.get(zone.0 as usize)?;
+        Some(guard.write().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn zone_of(&self, sector: Sector) -> ZoneId {
+        self.geometry.locate(sector).map_or(ZoneId(u32::MAX), |(zone, _)| zone)
     }
 
     fn publish(&self, zones: &Zones, id: ZoneId) {
@@ -126,16 +150,23 @@ impl ZnsDevice {
         Ok(zones::readable(&self.geometry, zone, offset, sectors, state, written)?)
     }
 
-    /// Lets `copy` read data of a zone from memory. The bytes may change meanwhile if somebody writes them.
+    /// Reads `sectors` at `sector` from many threads at once: lets `copy` take what holds data, and says how much that is.
+    /// `copy` must be the kernel's (a system call on the memory): a write beside it may change the bytes meanwhile.
     ///
     /// # Errors
-    /// [`ZnsError::Transfer`] with what `copy` says.
-    pub fn copy_out(
+    /// The zone rules; [`ZnsError::Transfer`] with what `copy` says.
+    pub fn read_with(
         &self,
-        found: &Readable,
+        sector: Sector,
+        sectors: u64,
         copy: impl FnOnce(NonNull<u8>, usize) -> io::Result<()>,
-    ) -> Result<(), ZnsError> {
-        self.transfer(found.zone, found.offset, found.written, copy)
+    ) -> Result<Readable, ZnsError> {
+        let _shared = self.share(self.zone_of(sector));
+        let found = self.check_read(sector, sectors)?;
+        if found.written > 0 {
+            self.transfer(found.zone, found.offset, found.written, copy)?;
+        }
+        Ok(found)
     }
 
     fn transfer(
@@ -152,11 +183,22 @@ impl ZnsDevice {
         }
     }
 
-    /// Writes `sectors` at `sector`: takes the place, then lets `copy` fill it.
+    /// Writes `sectors` at `sector`: takes the place, then lets `copy` fill it. `copy` must be the kernel's, as in
+    /// [`ZnsDevice::read_with`].
     ///
     /// # Errors
     /// The zone rules; [`ZnsError::Transfer`] if `copy` fails: the write pointer has moved then, as a failed write may.
     pub fn write_with(
+        &self,
+        sector: Sector,
+        sectors: u64,
+        copy: impl FnOnce(NonNull<u8>, usize) -> io::Result<()>,
+    ) -> Result<(), ZnsError> {
+        let _shared = self.share(self.zone_of(sector));
+        self.write_guarded(sector, sectors, copy)
+    }
+
+    fn write_guarded(
         &self,
         sector: Sector,
         sectors: u64,
@@ -168,10 +210,21 @@ impl ZnsDevice {
     }
 
     /// Appends `sectors` to the zone that starts at `start`: takes the place, then lets `copy` fill it. Returns where.
+    /// `copy` must be the kernel's, as in [`ZnsDevice::read_with`].
     ///
     /// # Errors
     /// As [`ZnsDevice::write_with`].
     pub fn append_with(
+        &self,
+        start: Sector,
+        sectors: u64,
+        copy: impl FnOnce(NonNull<u8>, usize) -> io::Result<()>,
+    ) -> Result<Sector, ZnsError> {
+        let _shared = self.share(self.zone_of(start));
+        self.append_guarded(start, sectors, copy)
+    }
+
+    fn append_guarded(
         &self,
         start: Sector,
         sectors: u64,
@@ -188,11 +241,11 @@ impl ZnsDevice {
     /// # Errors
     /// The zone rules.
     pub fn read(&self, sector: Sector, buffer: &mut [u8]) -> Result<(), ZnsError> {
-        let found = self.check_read(sector, sectors_of(buffer.len()))?;
-        let data = (found.written * SECTOR_BYTES) as usize;
-        self.copy_out(&found, |from, bytes| {
-            debug_assert_eq!(bytes, data);
-            // SAFETY: `from` is valid for `bytes`, which is at most the buffer's length; they do not overlap.
+        let mut data = 0;
+        self.read_with(sector, sectors_of(buffer.len()), |from, bytes| {
+            data = bytes;
+            // SAFETY: `from` is valid for `bytes`, which is at most the buffer's length; they do not overlap; writers in this
+            // process (`write`, `append`) have the zone alone.
             unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), buffer.as_mut_ptr(), bytes) };
             Ok(())
         })?;
@@ -207,7 +260,8 @@ impl ZnsDevice {
     /// # Errors
     /// The zone rules.
     pub fn write(&self, sector: Sector, data: &[u8]) -> Result<(), ZnsError> {
-        self.write_with(sector, sectors_of(data.len()), |to, bytes| copy_in(data, to, bytes))
+        let _alone = self.alone(self.zone_of(sector));
+        self.write_guarded(sector, sectors_of(data.len()), |to, bytes| copy_in(data, to, bytes))
     }
 
     /// Appends `data` to `zone` and returns where it went.
@@ -216,7 +270,8 @@ impl ZnsDevice {
     /// The zone rules.
     pub fn append(&self, zone: ZoneId, data: &[u8]) -> Result<Sector, ZnsError> {
         let start = self.geometry.start(zone);
-        self.append_with(start, sectors_of(data.len()), |to, bytes| copy_in(data, to, bytes))
+        let _alone = self.alone(zone);
+        self.append_guarded(start, sectors_of(data.len()), |to, bytes| copy_in(data, to, bytes))
     }
 
     /// Opens a zone explicitly.
@@ -248,8 +303,9 @@ impl ZnsDevice {
     /// # Errors
     /// The zone rules; [`ZnsError::Media`].
     pub fn reset_zone(&self, zone: ZoneId) -> Result<(), ZnsError> {
+        let _alone = self.alone(zone);
         self.command(|zones| zones.reset(zone))?;
-        // After the word: what is not yet deallocated is already unreadable.
+        // After the word: should the process die here, what is not yet deallocated is already unreadable.
         self.store.deallocate(zone)
     }
 
@@ -299,7 +355,7 @@ fn sectors_of(bytes: usize) -> u64 {
 
 fn copy_in(data: &[u8], to: NonNull<u8>, bytes: usize) -> io::Result<()> {
     let data = data.get(..bytes).ok_or_else(|| io::Error::from_raw_os_error(libc::EINVAL))?;
-    // SAFETY: `to` is valid for `bytes`, as is `data`; they do not overlap.
+    // SAFETY: `to` is valid for `bytes`, as is `data`; they do not overlap, and the caller has the zone alone.
     unsafe { std::ptr::copy_nonoverlapping(data.as_ptr(), to.as_ptr(), bytes) };
     Ok(())
 }
@@ -375,6 +431,29 @@ mod tests {
         device.read(Sector(2048), &mut back).unwrap();
         assert_eq!(back, [5; 4096]);
         assert!(device.read(Sector(6144), &mut back).is_err());
+    }
+
+    #[test]
+    fn writes_that_race_a_reset_are_whole_or_gone() {
+        let device = ZnsDevice::new(&config()).unwrap();
+        std::thread::scope(|scope| {
+            let writer = scope.spawn(|| {
+                for _ in 0..2000 {
+                    // A write that is done is in the media until the next reset; one that lost its place is refused.
+                    let _ = device.write(Sector(0), &[7; 4096]);
+                }
+            });
+            while !writer.is_finished() {
+                device.reset_zone(ZoneId(0)).unwrap();
+                let mut back = [1; 4096];
+                device.read(Sector(0), &mut back).unwrap();
+                assert!(back == [0; 4096] || back == [7; 4096]);
+            }
+        });
+        let written = device.describe(ZoneId(0)).unwrap().write_pointer.0;
+        let mut back = [1; 4096];
+        device.read(Sector(0), &mut back).unwrap();
+        assert_eq!(back, if written == 0 { [0; 4096] } else { [7; 4096] });
     }
 
     #[test]

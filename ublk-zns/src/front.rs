@@ -178,7 +178,7 @@ impl QueueHandler for ZnsQueue {
     fn handle(&mut self, request: &Request, payload: &mut Payload<'_>) -> Result<Done, Errno> {
         self.execute(request, payload).map_err(|error| {
             log::debug!("{error}");
-            errno(&error)
+            errno(&error, request.op)
         })
     }
 }
@@ -212,29 +212,23 @@ impl ZnsQueue {
     }
 
     fn read(&self, sector: Sector, sectors: u64, payload: &mut Payload<'_>) -> Result<(), ZnsError> {
-        let found = self.device.check_read(sector, sectors)?;
         let mut at = 0;
-        if found.written > 0 {
-            self.device.copy_out(&found, |from, bytes| {
-                at = bytes;
-                match payload {
-                    // SAFETY: the engine hands out memory valid for `bytes`; the kernel does the copy.
-                    Payload::UserCopy(copy) => unsafe { copy.store_raw(0, from.as_ptr(), bytes) },
-                    Payload::Buffer(_) => Err(std::io::Error::from_raw_os_error(libc::EINVAL)),
-                }
-            })?;
-        }
+        let found = self.device.read_with(sector, sectors, |from, bytes| {
+            at = bytes;
+            match payload {
+                // SAFETY: the engine hands out memory valid for `bytes`; the kernel does the copy.
+                Payload::UserCopy(copy) => unsafe { copy.store_raw(0, from.as_ptr(), bytes) },
+                Payload::Buffer(_) => Err(std::io::Error::from_raw_os_error(libc::EINVAL)),
+            }
+        })?;
         let len = (sectors * SECTOR_BYTES) as usize;
         while at < len {
             let zeroes = ZEROES.get(..len - at).unwrap_or(&ZEROES);
-            payload.store(at, zeroes).map_err(|source| self.transfer(&found, source))?;
+            let failed = |source| ZnsError::Transfer { zone: found.zone.0, bytes: zeroes.len(), source };
+            payload.store(at, zeroes).map_err(failed)?;
             at += zeroes.len();
         }
         Ok(())
-    }
-
-    fn transfer(&self, found: &crate::zones::Readable, source: std::io::Error) -> ZnsError {
-        ZnsError::Transfer { zone: found.zone.0, bytes: 0, source }
     }
 
     /// Fills the payload with `count` zones from `first` on; an entry of zeroes ends a shorter report.
@@ -306,12 +300,16 @@ fn blk_zone(zone: &ZoneDescriptor) -> [u8; BLK_ZONE_BYTES] {
 
 /// What the block layer is told. Linux has words of its own for the two resource limits (`BLK_STS_ZONE_OPEN_RESOURCE`,
 /// `BLK_STS_ZONE_ACTIVE_RESOURCE`); every other refusal of a zone rule is an I/O error there, as from an NVMe drive.
-fn errno(error: &ZnsError) -> Errno {
+fn errno(error: &ZnsError, op: Op) -> Errno {
     match error {
         ZnsError::Zone(ZoneError::TooManyOpen { .. }) => Errno::ETOOMANYREFS,
         ZnsError::Zone(ZoneError::TooManyActive { .. }) => Errno::EOVERFLOW,
         // The kernel could not put a page behind the media: the memory is full.
-        ZnsError::Transfer { source, .. } if source.raw_os_error() == Some(libc::EFAULT) => Errno::ENOSPC,
+        ZnsError::Transfer { source, .. }
+            if op != Op::Read && source.raw_os_error() == Some(libc::EFAULT) =>
+        {
+            Errno::ENOSPC
+        }
         ZnsError::Unsupported(_) => Errno::EOPNOTSUPP,
         _ => Errno::EIO,
     }
@@ -323,12 +321,18 @@ mod tests {
 
     #[test]
     fn the_limits_have_errnos_of_their_own_and_other_rules_are_io_errors() {
-        let errno = |error: ZoneError| super::errno(&ZnsError::Zone(error)).code();
+        let errno = |error: ZoneError| super::errno(&ZnsError::Zone(error), Op::Write).code();
         assert_eq!(errno(ZoneError::TooManyOpen { zone: 1, limit: 2 }), libc::ETOOMANYREFS);
         assert_eq!(errno(ZoneError::TooManyActive { zone: 1, limit: 2 }), libc::EOVERFLOW);
         assert_eq!(errno(ZoneError::Full(1)), libc::EIO);
         assert_eq!(errno(ZoneError::Offline(1)), libc::EIO);
-        assert_eq!(super::errno(&ZnsError::Unsupported("discard")).code(), libc::EOPNOTSUPP);
+        let full = || {
+            let source = std::io::Error::from_raw_os_error(libc::EFAULT);
+            ZnsError::Transfer { zone: 0, bytes: 4096, source }
+        };
+        assert_eq!(super::errno(&full(), Op::Write).code(), libc::ENOSPC);
+        assert_eq!(super::errno(&full(), Op::Read).code(), libc::EIO);
+        assert_eq!(super::errno(&ZnsError::Unsupported("discard"), Op::Discard).code(), libc::EOPNOTSUPP);
     }
 
     #[test]

@@ -160,7 +160,7 @@ fn del(args: &cli::DelArgs) -> Result<(), Error> {
         Some(id) => vec![id],
         None => lifecycle::list(Some("zns"))?.iter().map(|listed| listed.id).collect(),
     };
-    let result = cli::del(args, "zns");
+    let result = cli::del(args, Some("zns"));
     // A daemon that was killed could not remove its media.
     for id in ids {
         if !ublk_target::adapter::device_ids().contains(&id) {

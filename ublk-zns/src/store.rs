@@ -79,7 +79,10 @@ impl Store {
             .mode(0o600)
             .open(path)
             .map_err(|e| media(path, "making", e))?;
-        Store::format(file, path.to_owned(), geometry)
+        Store::format(file, path.to_owned(), geometry).inspect_err(|_| {
+            // What could not be made must not stay.
+            let _ = std::fs::remove_file(path);
+        })
     }
 
     /// The media that a device of this geometry left in the file `path`.

@@ -73,8 +73,8 @@ struct Add {
     /// Pages written back together, to one contiguous run: a power of two up to 128
     #[arg(long, default_value_t = 16)]
     group_pages: u32,
-    /// A node that does not answer within this time is down
-    #[arg(long, default_value_t = 3000, value_name = "MILLISECONDS", value_parser = clap::value_parser!(u64).range(10..=600_000))]
+    /// A node that does not answer within this time is down, and its pages are lost: longer than its worst pause
+    #[arg(long, default_value_t = 10_000, value_name = "MILLISECONDS", value_parser = clap::value_parser!(u64).range(10..=600_000))]
     node_timeout_ms: u64,
     /// Seed of the placement's choices
     #[arg(long, default_value_t = 1)]
@@ -185,7 +185,7 @@ fn main() -> ExitCode {
     cli::init_log();
     let result = match &cli.command {
         Command::Add(args) => add(args),
-        Command::Del(args) => cli::del(args, "dpuswap"),
+        Command::Del(args) => cli::del(args, Some("dpuswap")),
         Command::List { json } => cli::list(Some("dpuswap"), *json),
         Command::Stat { id, json } => cli::stat("dpuswap", *id, *json),
     };

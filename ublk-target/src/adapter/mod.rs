@@ -8,6 +8,7 @@
 //! | the control ring is a thread-local; using a `UblkCtrl` on another thread panics | [`Control`] owns its ring |
 //! | `EBUSY` from a control command is returned as success (`Ok(-16)`) | every negative result is an error |
 //! | a signal while a command waits makes it return `EAGAIN`, and its late answer is taken for the next command's | `Control::command` waits for its own answer, across signals |
+//! | a daemon that is the last process of a mount namespace with its device mounted waits for itself | [`crate::daemon`] gives it a namespace of its own |
 //! | no limit on how long a command may take; `ADD_DEV` and `START_DEV` have hung on some kernels | each command has a deadline |
 //! | flags it does not list are refused | flags go to the kernel, which refuses what it lacks |
 //! | state in /run/ublksrvd, made with mode 0777, and noise on stderr when it is missing | [`crate::state`], mode 0700 |
@@ -21,7 +22,7 @@ mod params;
 mod queue;
 
 pub use queue::CharDevice;
-pub(crate) use queue::{Event, IoQueue};
+pub(crate) use queue::{Event, IoQueue, Tags};
 
 use crate::{
     error::{Error, Result},
@@ -38,6 +39,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+/// How long a number may stay taken after its device is gone.
+const REUSE_PATIENCE: Duration = Duration::from_secs(2);
 const CONTROL_PATH: &str = "/dev/ublk-control";
 
 /// Names of the driver's feature bits, in order (`UBLK_F_*`).
@@ -179,8 +182,7 @@ impl Control {
             .cmd(bytes)
             .build()
             .user_data(self.token);
-        // SAFETY: what the command points at outlives it: callers keep it on their stack until this returns, and a
-        // command that times out ends the process's use of the driver (its callers exit).
+        // SAFETY: what the command points at outlives it: `exchange` owns it, and gives it up when a command times out.
         unsafe { self.ring.submission().push(&entry) }.map_err(|full| system(io::Error::other(full)))?;
         let deadline = Instant::now() + self.limit;
         loop {
@@ -213,18 +215,39 @@ impl Control {
         }
     }
 
+    /// Sends one command with a buffer that the kernel reads or fills, and gives the buffer back. After a time-out the
+    /// kernel may still write to it, so that it is never freed then.
+    fn exchange<T>(
+        &mut self,
+        name: &'static str,
+        op: u32,
+        id: Option<u32>,
+        buffer: T,
+        fill: impl FnOnce(&mut sys::ublksrv_ctrl_cmd),
+    ) -> Result<T> {
+        let mut buffer = Box::new(buffer);
+        let at = std::ptr::from_mut(&mut *buffer) as u64;
+        let sent = self.command(name, op, id, |cmd| {
+            cmd.addr = at;
+            cmd.len = size_of::<T>() as u16;
+            fill(cmd);
+        });
+        match sent {
+            Ok(_) => Ok(*buffer),
+            Err(error @ Error::Timeout { .. }) => {
+                Box::leak(buffer);
+                Err(error)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
     /// The driver's feature mask (`UBLK_F_*`).
     ///
     /// # Errors
     /// The kernel's, if it is older than 6.5.
     pub fn features(&mut self) -> Result<u64> {
-        let mut features = 0u64;
-        let at = std::ptr::from_mut(&mut features) as u64;
-        self.command("GET_FEATURES", sys::UBLK_U_CMD_GET_FEATURES, None, |cmd| {
-            cmd.addr = at;
-            cmd.len = size_of::<u64>() as u16;
-        })?;
-        Ok(features)
+        self.exchange("GET_FEATURES", sys::UBLK_U_CMD_GET_FEATURES, None, 0u64, |_| {})
     }
 
     /// Adds a device as `spec` says and returns what it became.
@@ -235,7 +258,7 @@ impl Control {
         spec.validate()?;
         let flags = flags(spec);
         self.check_features(flags)?;
-        let mut info = sys::ublksrv_ctrl_dev_info {
+        let wish = sys::ublksrv_ctrl_dev_info {
             nr_hw_queues: spec.queues,
             queue_depth: spec.depth,
             max_io_buf_bytes: spec.max_io_bytes,
@@ -243,18 +266,23 @@ impl Control {
             flags,
             ..Default::default()
         };
-        let at = std::ptr::from_mut(&mut info) as u64;
-        self.command("ADD_DEV", sys::UBLK_U_CMD_ADD_DEV, id, |cmd| {
-            cmd.addr = at;
-            cmd.len = size_of::<sys::ublksrv_ctrl_dev_info>() as u16;
-        })
-        .map_err(|error| match (&error, id) {
-            (Error::Control { source, .. }, Some(id)) if source.raw_os_error() == Some(libc::EEXIST) => {
-                Error::IdTaken(id)
+        let deadline = Instant::now() + REUSE_PATIENCE;
+        loop {
+            let added = self.exchange("ADD_DEV", sys::UBLK_U_CMD_ADD_DEV, id, wish, |_| {});
+            match (added, id) {
+                (Ok(info), _) => return Ok(DeviceInfo::from_kernel(&info)),
+                (Err(Error::Control { source, .. }), Some(id))
+                    if source.raw_os_error() == Some(libc::EEXIST) =>
+                {
+                    // The number of a deleted device is free a moment after its node is gone.
+                    if device_ids().contains(&id) || Instant::now() >= deadline {
+                        return Err(Error::IdTaken(id));
+                    }
+                    std::thread::sleep(Duration::from_millis(20));
+                }
+                (Err(error), _) => return Err(error),
             }
-            _ => error,
-        })?;
-        Ok(DeviceInfo::from_kernel(&info))
+        }
     }
 
     fn check_features(&mut self, wanted: u64) -> Result<()> {
@@ -275,13 +303,7 @@ impl Control {
     /// # Errors
     /// The kernel's refusal.
     pub fn set_params(&mut self, id: u32, spec: &DeviceSpec) -> Result<()> {
-        let mut params = params(spec);
-        let at = std::ptr::from_mut(&mut params) as u64;
-        let len = params.len as u16;
-        self.command("SET_PARAMS", sys::UBLK_U_CMD_SET_PARAMS, Some(id), |cmd| {
-            cmd.addr = at;
-            cmd.len = len;
-        })?;
+        self.exchange("SET_PARAMS", sys::UBLK_U_CMD_SET_PARAMS, Some(id), params(spec), |_| {})?;
         Ok(())
     }
 
@@ -290,14 +312,10 @@ impl Control {
     /// # Errors
     /// [`Error::NoDevice`], or the kernel's refusal.
     pub fn size_bytes(&mut self, id: u32) -> Result<u64> {
-        let mut params = sys::ublk_params { len: size_of::<sys::ublk_params>() as u32, ..Default::default() };
-        let at = std::ptr::from_mut(&mut params) as u64;
-        let len = params.len as u16;
-        self.command("GET_PARAMS", sys::UBLK_U_CMD_GET_PARAMS, Some(id), |cmd| {
-            cmd.addr = at;
-            cmd.len = len;
-        })
-        .map_err(|error| no_device(error, id))?;
+        let empty = sys::ublk_params { len: size_of::<sys::ublk_params>() as u32, ..Default::default() };
+        let params = self
+            .exchange("GET_PARAMS", sys::UBLK_U_CMD_GET_PARAMS, Some(id), empty, |_| {})
+            .map_err(|error| no_device(error, id))?;
         Ok(params.basic.dev_sectors.saturating_mul(SECTOR_BYTES))
     }
 
@@ -306,13 +324,10 @@ impl Control {
     /// # Errors
     /// [`Error::NoDevice`].
     pub fn info(&mut self, id: u32) -> Result<DeviceInfo> {
-        let mut info = sys::ublksrv_ctrl_dev_info::default();
-        let at = std::ptr::from_mut(&mut info) as u64;
-        self.command("GET_DEV_INFO", sys::UBLK_U_CMD_GET_DEV_INFO, Some(id), |cmd| {
-            cmd.addr = at;
-            cmd.len = size_of::<sys::ublksrv_ctrl_dev_info>() as u16;
-        })
-        .map_err(|error| no_device(error, id))?;
+        let empty = sys::ublksrv_ctrl_dev_info::default();
+        let info = self
+            .exchange("GET_DEV_INFO", sys::UBLK_U_CMD_GET_DEV_INFO, Some(id), empty, |_| {})
+            .map_err(|error| no_device(error, id))?;
         Ok(DeviceInfo::from_kernel(&info))
     }
 
@@ -322,14 +337,9 @@ impl Control {
     /// The kernel's refusal.
     pub fn queue_affinity(&mut self, id: u32, queue: u16) -> Result<libc::cpu_set_t> {
         // SAFETY: an all-zero cpu_set_t is the empty set.
-        let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
-        let at = std::ptr::from_mut(&mut set) as u64;
-        self.command("GET_QUEUE_AFFINITY", sys::UBLK_U_CMD_GET_QUEUE_AFFINITY, Some(id), |cmd| {
-            cmd.addr = at;
-            cmd.len = size_of::<libc::cpu_set_t>() as u16;
-            cmd.data = [u64::from(queue)];
-        })?;
-        Ok(set)
+        let empty: libc::cpu_set_t = unsafe { std::mem::zeroed() };
+        let op = sys::UBLK_U_CMD_GET_QUEUE_AFFINITY;
+        self.exchange("GET_QUEUE_AFFINITY", op, Some(id), empty, |cmd| cmd.data = [u64::from(queue)])
     }
 
     /// Starts the device: /dev/ublkbN appears. All queues must be fetching. The kernel reads the partition table and

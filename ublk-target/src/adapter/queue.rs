@@ -56,6 +56,25 @@ pub(crate) enum Event {
     Refused(u16, i32),
 }
 
+/// The tags of one queue, as the loop in [`crate::queue`] needs them; its tests have another implementation.
+pub(crate) trait Tags {
+    /// Completes `tag`'s request and asks for the tag's next one. `result` is the bytes done or a negative errno;
+    /// `append_sector` only for a zone append: the kernel refuses it on others.
+    fn commit(&mut self, tag: u16, result: i32, append_sector: Option<u64>) -> io::Result<()>;
+
+    /// Submits what was committed and waits until the kernel has said something.
+    fn wait(&mut self) -> io::Result<()>;
+
+    /// The next thing the kernel said, if it said more.
+    fn next_event(&mut self) -> Option<Event>;
+
+    /// The request on `tag`; `Err` with the raw operation if it is one this crate does not know.
+    fn request(&self, tag: u16) -> std::result::Result<Request, u8>;
+
+    /// The data of `request`. For a zone report that is the whole report buffer.
+    fn payload(&mut self, request: &Request) -> Payload<'_>;
+}
+
 /// One queue's ring, descriptors and buffers; lives on its thread.
 pub(crate) struct IoQueue<'d> {
     ring: IoUring,
@@ -96,7 +115,7 @@ impl<'d> IoQueue<'d> {
         }
         let buffers = match device.data_path {
             DataPath::UserCopy => Vec::new(),
-            DataPath::Buffers => (0..depth).map(|_| IoBuf::new(device.info.max_io_bytes as usize)).collect(),
+            DataPath::Buffers => (0..depth).map(|_| zeroed(device.info.max_io_bytes as usize)).collect(),
         };
         Ok(IoQueue { ring, device, queue, descriptors: at.cast(), mapped, buffers })
     }
@@ -128,24 +147,30 @@ impl<'d> IoQueue<'d> {
         self.ring.submit()?;
         Ok(())
     }
+}
 
-    /// Completes `tag`'s request and asks for the tag's next one. `result` is the bytes done or a negative errno;
-    /// `append_sector` only for a zone append: the kernel refuses it on others.
-    pub(crate) fn commit(&mut self, tag: u16, result: i32, append_sector: Option<u64>) -> io::Result<()> {
+impl Tags for IoQueue<'_> {
+    fn commit(&mut self, tag: u16, result: i32, append_sector: Option<u64>) -> io::Result<()> {
         let addr = append_sector.unwrap_or_else(|| self.buffer_addr(tag));
         self.push(sys::UBLK_U_IO_COMMIT_AND_FETCH_REQ, tag, result, addr)
     }
 
-    /// Submits what was pushed and waits until the kernel has said something.
-    pub(crate) fn wait(&mut self) -> io::Result<()> {
+    fn wait(&mut self) -> io::Result<()> {
         match self.ring.submit_and_wait(1) {
-            Err(error) if error.raw_os_error() != Some(libc::EINTR) => Err(error),
-            _ => Ok(()),
+            Err(error) => match error.raw_os_error() {
+                Some(libc::EINTR) => Ok(()),
+                // The kernel lacks something for a moment; what was not submitted stays in the ring.
+                Some(libc::EAGAIN | libc::EBUSY | libc::ENOMEM) => {
+                    std::thread::sleep(Duration::from_millis(1));
+                    Ok(())
+                }
+                _ => Err(error),
+            },
+            Ok(_) => Ok(()),
         }
     }
 
-    /// The next thing the kernel said, if it said more.
-    pub(crate) fn next_event(&mut self) -> Option<Event> {
+    fn next_event(&mut self) -> Option<Event> {
         let answer = self.ring.completion().next()?;
         let tag = answer.user_data() as u16;
         Some(match answer.result() {
@@ -155,8 +180,7 @@ impl<'d> IoQueue<'d> {
         })
     }
 
-    /// The request on `tag`; `Err` with the raw operation if it is one this crate does not know.
-    pub(crate) fn request(&self, tag: u16) -> std::result::Result<Request, u8> {
+    fn request(&self, tag: u16) -> std::result::Result<Request, u8> {
         debug_assert!(tag < self.device.info.depth);
         // SAFETY: the mapping holds `depth` descriptors and the kernel only names tags below it; it writes a tag's
         // descriptor only while the tag is the kernel's, and this tag is ours now.
@@ -172,8 +196,7 @@ impl<'d> IoQueue<'d> {
         })
     }
 
-    /// The data of `request`. For a zone report that is the whole report buffer.
-    pub(crate) fn payload(&mut self, request: &Request) -> Payload<'_> {
+    fn payload(&mut self, request: &Request) -> Payload<'_> {
         let limit = self.device.info.max_io_bytes as usize;
         let len = match request.op {
             Op::Read | Op::Write | Op::ZoneAppend => request.len_bytes(),
@@ -199,6 +222,13 @@ fn user_copy_position(queue: u16, tag: u16) -> u64 {
     u64::from(sys::UBLKSRV_IO_BUF_OFFSET)
         + (u64::from(queue) << sys::UBLK_QID_OFF)
         + (u64::from(tag) << sys::UBLK_TAG_OFF)
+}
+
+/// A buffer without what the heap held before: a handler may fill less than it promised.
+fn zeroed(bytes: usize) -> IoBuf<u8> {
+    let mut buffer = IoBuf::new(bytes);
+    buffer.zero_buf();
+    buffer
 }
 
 fn page_bytes() -> usize {
