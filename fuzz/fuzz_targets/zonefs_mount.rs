@@ -12,8 +12,8 @@ use zonefs_fuse::Error;
 use zonefs_fuse::device::{ZoneId, ZonedDevice};
 use zonefs_fuse::engine::{Fs, Inspection, MkfsOptions, MountOptions, NewInode, inspect, mkfs};
 use zonefs_fuse::format::frame::encode;
-use zonefs_fuse::format::{Entry, FrameHeader, FrameKind};
-use zonefs_fuse::model::{Attrs, Extent, ROOT_INO, Time};
+use zonefs_fuse::format::{Entry, FrameHeader, FrameKind, Superblock};
+use zonefs_fuse::model::{Attrs, Extent, ROOT_INO, Time, Tree};
 use zonefs_fuse::testing::{MemGeometry, MemZoned, TestClock};
 
 const BLOCK: usize = 4096;
@@ -129,6 +129,35 @@ fn entry(short: &[u8; 8]) -> Entry {
     }
 }
 
+/// A log of entries of which all but the last can be applied; checks on the way that an entry is done or does nothing.
+fn log_of(input: &[u8]) -> Vec<u8> {
+    let geometry = device().geometry();
+    let superblock = Superblock {
+        uuid: [0; 16],
+        label: String::new(),
+        block_size_bytes: BLOCK as u32,
+        zone_size_bytes: geometry.zone_size_bytes,
+        zone_capacity_bytes: geometry.zone_capacity_bytes,
+        nr_zones: geometry.nr_zones,
+        meta_zones: [ZoneId(0), ZoneId(1)],
+        created_seconds: 0,
+        features: 0,
+    };
+    let mut tree = Tree::with_root(Attrs { mode: 0o755, ..Attrs::default() });
+    let mut log = Vec::new();
+    let shorts = input.as_chunks::<8>().0;
+    for (index, short) in shorts.iter().enumerate() {
+        let entry = entry(short);
+        let before = tree.clone();
+        let applied = !entry.is_of_a_snapshot() && tree.apply(&entry, &superblock).is_ok();
+        if applied || index + 1 == shorts.len() {
+            log.extend(entry.encode());
+        }
+        assert!(applied || tree == before, "an entry that is refused changes nothing: {entry:?}");
+    }
+    log
+}
+
 fn names(found: &Inspection) -> Vec<(u64, u64)> {
     found.files.iter().map(|file| (file.ino, file.size_bytes)).collect()
 }
@@ -138,7 +167,7 @@ fuzz_target!(|input: &[u8]| {
     let device = device();
     let written = device.report_zone(ZoneId(0)).unwrap().written_bytes;
     let mut bytes = match switches & 4 {
-        0 => input.as_chunks::<8>().0.iter().flat_map(|short| entry(short).encode()).collect(),
+        0 => log_of(input),
         _ => input.to_vec(),
     };
     if switches & 1 == 0 {

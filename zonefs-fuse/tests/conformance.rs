@@ -5,7 +5,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use ublk_zns::{ZnsConfig, ZnsDevice};
-use zonefs_fuse::device::{Access, KernelZoned, ModelZoned};
+use zonefs_fuse::Error;
+use zonefs_fuse::device::{Access, KernelZoned, ModelZoned, ZoneId, ZonedDevice};
 use zonefs_fuse::testing::{MemGeometry, MemZoned, conformance};
 
 #[test]
@@ -43,5 +44,16 @@ fn a_kernel_device_keeps_the_rules() {
         println!("skipped: STORLAB_ZONED_DEVICE names no zoned block device");
         return;
     };
-    conformance(&KernelZoned::open(Path::new(&path), Access::Exclusive).unwrap());
+    let path = Path::new(&path);
+    let held = KernelZoned::open(path, Access::Exclusive).unwrap();
+    conformance(&held);
+    let open = |access| KernelZoned::open(path, access).map(|_| ());
+    for access in [Access::ExclusiveRead, Access::Exclusive] {
+        assert!(matches!(open(access), Err(Error::Busy { .. })), "{access:?} while it is held");
+    }
+    open(Access::Read).unwrap();
+    drop(held);
+    let held = KernelZoned::open(path, Access::ExclusiveRead).unwrap();
+    assert!(held.reset(ZoneId(held.geometry().nr_zones - 1)).is_err(), "it is open for reading only");
+    assert!(matches!(open(Access::Exclusive), Err(Error::Busy { .. })));
 }

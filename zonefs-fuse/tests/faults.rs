@@ -3,14 +3,15 @@
 
 mod common;
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use common::*;
 use zonefs_fuse::Error;
 use zonefs_fuse::device::{ZoneCond, ZoneId, ZonedDevice};
-use zonefs_fuse::engine::{Fs, MkfsOptions, MountOptions, NewInode, inspect, mkfs};
+use zonefs_fuse::engine::{Fs, MkfsOptions, MountOptions, NewInode, SetAttr, inspect, mkfs};
 use zonefs_fuse::model::ROOT_INO;
-use zonefs_fuse::testing::{Fail, MemGeometry, MemZoned, TestClock};
+use zonefs_fuse::testing::{Call, Fail, MemGeometry, MemZoned, Panicking, TestClock};
 
 /// Zones 1 and 2 are metadata (0 is conventional), data starts here.
 const DATA: u32 = 3;
@@ -253,4 +254,89 @@ fn a_read_only_mount_writes_nothing_even_with_a_torn_tail() {
     assert!(matches!(fs.write(ino, 7, b"x"), Err(Error::ReadOnly)));
     fs.sync().unwrap();
     assert_eq!(device.report().unwrap(), before);
+}
+
+fn panicking(device: &Arc<MemZoned>) -> (Arc<Panicking>, Fs) {
+    let panicking = Arc::new(Panicking::new(device.clone()));
+    let fs = Fs::mount(panicking.clone(), Arc::new(TestClock::default()), MountOptions::default()).unwrap();
+    (panicking, fs)
+}
+
+#[test]
+fn after_a_panic_inside_a_change_nothing_more_is_written() {
+    for (call, armed_for) in [(Call::Write, "write"), (Call::Write, "fsync"), (Call::Flush, "fsync")] {
+        let device = formatted(SMALL);
+        let (panics, fs) = panicking(&device);
+        let ino = file(&fs, "f");
+        fs.write(ino, 0, &[1; 5000]).unwrap();
+        fs.fsync(ino).unwrap();
+        let change = || match armed_for {
+            "write" => fs.write(ino, 5000, &[2; 9000]).map(|_| ()),
+            _ => fs.fsync(ino),
+        };
+        if armed_for == "fsync" {
+            fs.write(ino, 5000, &[2; 100]).unwrap();
+        }
+        panics.panic_in(Some(call));
+        assert!(catch_unwind(AssertUnwindSafe(change)).is_err(), "{armed_for} panics in {call:?}");
+        let before = device.report().unwrap();
+        assert!(fs.read_only_reason().is_some_and(|why| why.contains("panic")));
+        assert!(matches!(fs.write(ino, 5000, b"x"), Err(Error::ReadOnly)));
+        assert!(matches!(fs.unlink(ROOT_INO, b"f"), Err(Error::ReadOnly)));
+        assert!(matches!(fs.fsync(ino), Err(Error::ReadOnly)), "nothing is promised any more");
+        assert!(matches!(fs.sync(), Err(Error::ReadOnly)));
+        assert_eq!(content(&fs, ino)[..5000], [1; 5000], "what is there can still be read");
+        drop(fs);
+        assert_eq!(device.report().unwrap(), before);
+        assert_eq!(content(&mount(&device).unwrap(), ino)[..5000], [1; 5000]);
+    }
+}
+
+#[test]
+fn a_panic_inside_a_read_leaves_the_file_system_writable() {
+    let device = formatted(SMALL);
+    let (panics, fs) = panicking(&device);
+    let ino = file(&fs, "f");
+    fs.write(ino, 0, &[1; 8192]).unwrap();
+    panics.panic_in(Some(Call::Read));
+    assert!(catch_unwind(AssertUnwindSafe(|| fs.read(ino, 0, 100))).is_err());
+    assert_eq!(fs.read_only_reason(), None, "a read changes nothing");
+    panics.panic_in(None);
+    fs.write(ino, 8192, b"more").unwrap();
+    fs.fsync(ino).unwrap();
+}
+
+#[test]
+fn a_commit_that_fails_on_the_side_fails_fsync_and_not_the_operation_that_was_done() {
+    let device = formatted(SMALL);
+    let fs = mount(&device).unwrap();
+    let ino = file(&fs, "f");
+    fs.sync().unwrap();
+    device.fail(&[Fail::Write(ZoneId(1)), Fail::Write(ZoneId(2))]);
+    let mut done = 0o644;
+    let mut refused = None;
+    for step in 0..20_000_u32 {
+        let mode = step % 0o1000;
+        match fs.setattr(ino, &SetAttr { mode: Some(mode), ..SetAttr::default() }) {
+            Ok(_) => done = mode,
+            Err(error) => {
+                refused = Some(error);
+                break;
+            }
+        }
+    }
+    assert!(matches!(refused, Some(Error::ReadOnly)), "{refused:?}");
+    let mode = fs.getattr(ino).unwrap().attrs.mode & 0o777;
+    assert_eq!(mode, done, "what was refused was not done, what was done was not refused");
+    assert!(fs.fsync(ino).is_err(), "fsync says that it is not durable");
+}
+
+#[test]
+fn an_offline_metadata_zone_is_not_taken_for_a_device_without_a_file_system() {
+    let device = formatted(SMALL);
+    device.set_condition(ZoneId(1), ZoneCond::Offline);
+    let error = mount(&device).map(|_| ()).unwrap_err();
+    assert!(matches!(error, Error::Corrupt { .. }), "{error}");
+    assert!(error.to_string().contains("zone 1 is offline"), "{error}");
+    assert!(matches!(inspect(&*device), Err(Error::Corrupt { .. })));
 }

@@ -141,7 +141,9 @@ fn dump(device: &MemZoned, shape: MemGeometry) -> Vec<u8> {
         shape.max_active_zones,
     ];
     small.iter().for_each(|field| out.extend(field.to_le_bytes()));
-    [shape.zone_size_bytes, shape.zone_capacity_bytes].iter().for_each(|field| out.extend(field.to_le_bytes()));
+    [shape.zone_size_bytes, shape.zone_capacity_bytes]
+        .iter()
+        .for_each(|field| out.extend(field.to_le_bytes()));
     for zone in device.report().unwrap() {
         let mut data = vec![0; zone.written_bytes as usize];
         if !data.is_empty() {
@@ -155,7 +157,9 @@ fn dump(device: &MemZoned, shape: MemGeometry) -> Vec<u8> {
             }
         }
         let full = u32::from(zone.cond == ZoneCond::Full);
-        [full, data.len() as u32, pieces.len() as u32].iter().for_each(|field| out.extend(field.to_le_bytes()));
+        [full, data.len() as u32, pieces.len() as u32]
+            .iter()
+            .for_each(|field| out.extend(field.to_le_bytes()));
         for (at, piece) in pieces {
             [at as u32, piece.len() as u32].iter().for_each(|field| out.extend(field.to_le_bytes()));
             out.extend(piece);

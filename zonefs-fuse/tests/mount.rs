@@ -8,13 +8,15 @@ use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt, sy
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
+use std::sync::mpsc::channel;
 use std::time::{Duration, UNIX_EPOCH};
 
 use ublk_zns::{ZnsConfig, ZnsDevice};
-use zonefs_fuse::device::ModelZoned;
+use zonefs_fuse::device::{ModelZoned, ZonedDevice};
 use zonefs_fuse::engine::{Fs, MkfsOptions, MountOptions, SystemClock, mkfs};
 use zonefs_fuse::front::{MountFlags, Mounted, mount};
 use zonefs_fuse::model::Time;
+use zonefs_fuse::testing::{Call, Panicking};
 
 fn can_mount() -> bool {
     if !Path::new("/dev/fuse").exists() {
@@ -57,7 +59,7 @@ struct Live {
 }
 
 impl Live {
-    fn new(device: &Arc<ModelZoned>) -> Live {
+    fn new<D: ZonedDevice + 'static>(device: &Arc<D>) -> Live {
         let fs = Fs::mount(device.clone(), Arc::new(SystemClock), MountOptions::default()).unwrap();
         let dir = tempfile::tempdir().unwrap();
         let mounted = mount(&Arc::new(fs), dir.path(), &MountFlags::default()).unwrap();
@@ -297,5 +299,86 @@ fn many_readers_and_writers_at_once() {
         let path = live.path().join(OsStr::new(&format!("w{writer}")));
         assert!(fs::read(path).unwrap() == noise(1_500_000 + writer * 777));
     }
+    live.unmount();
+}
+
+/// What a script says when it fails, as it must.
+fn sh_fails(dir: &Path, script: &str) -> String {
+    let mut command = Command::new("timeout");
+    let out = command.args(["20", "sh", "-euc", script]).current_dir(dir).output().unwrap();
+    assert!(!out.status.success(), "{script}");
+    String::from_utf8(out.stderr).unwrap()
+}
+
+#[test]
+fn the_lowest_time_there_is_does_not_end_the_mount() {
+    if !can_mount() {
+        return;
+    }
+    let device = device();
+    let live = Live::new(&device);
+    let path = live.path().join("f");
+    fs::write(&path, b"x").unwrap();
+    let file = File::open(&path).unwrap();
+    let (done, answer) = channel();
+    // In a thread, because a mount that ended would leave it waiting.
+    std::thread::spawn(move || {
+        for (seconds, nanoseconds) in
+            [(i64::MIN, 0), (i64::MIN, 1), (i64::MIN + 1, 999_999_999), (i64::MAX, 7)]
+        {
+            let time = libc::timespec { tv_sec: seconds, tv_nsec: nanoseconds };
+            // SAFETY: an open descriptor, and two times that live through the call.
+            let result =
+                unsafe { libc::futimens(std::os::fd::AsRawFd::as_raw_fd(&file), [time; 2].as_ptr()) };
+            done.send((result, std::io::Error::last_os_error())).unwrap();
+        }
+    });
+    for _ in 0..4 {
+        let (result, error) = answer.recv_timeout(Duration::from_secs(30)).unwrap();
+        assert_eq!(result, 0, "{error}");
+    }
+    sh(live.path(), "stat f; test $(cat f) = x; echo y > g; sync g; touch f");
+    live.unmount();
+}
+
+#[test]
+fn a_panic_inside_a_change_is_eio_and_leaves_a_read_only_mount() {
+    if !can_mount() {
+        return;
+    }
+    let device = device();
+    let panics = Arc::new(Panicking::new(device.clone()));
+    let live = Live::new(&panics);
+    let root = live.path();
+    sh(root, "echo kept > kept; sync kept");
+    panics.panic_in(Some(Call::Write));
+    let said = sh_fails(root, "head -c 1000000 /dev/zero > new");
+    assert!(said.contains("Input/output error"), "{said}");
+    let said = sh_fails(root, "echo x > another");
+    assert!(said.contains("Read-only file system"), "{said}");
+    sh(root, "test $(cat kept) = kept; ls -l");
+    assert!(sh_fails(root, "sync kept").contains("Read-only file system"));
+    live.unmount();
+    let live = Live::new(&device);
+    sh(live.path(), "test $(cat kept) = kept; echo again > another");
+    live.unmount();
+}
+
+#[test]
+fn a_panic_inside_a_read_is_eio_and_nothing_else() {
+    if !can_mount() {
+        return;
+    }
+    let device = device();
+    let live = Live::new(&device);
+    sh(live.path(), "head -c 100000 /dev/zero > f");
+    live.unmount();
+    let panics = Arc::new(Panicking::new(device));
+    let live = Live::new(&panics);
+    panics.panic_in(Some(Call::Read));
+    let said = sh_fails(live.path(), "cat f > /dev/null");
+    assert!(said.contains("Input/output error"), "{said}");
+    panics.panic_in(None);
+    sh(live.path(), "test $(cat f | wc -c) = 100000; echo more > g; sync g");
     live.unmount();
 }
