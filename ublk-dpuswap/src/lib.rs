@@ -7,7 +7,7 @@
 //! - engine: [`engine`] over [`remote`] (what a node can do), and [`node`], the lending side;
 //! - fronts: [`front`] (the ublk target), and the two programs.
 //!
-//! Memory: 2 MiB of page table and 0.25 MiB of group queue (at 16 pages per group) per GiB of device, the cache and 8 %
+//! Memory: 2 MiB of page table and 64 KiB of group queue (at 16 pages per group) per GiB of device, the cache and 8 %
 //! of it, about 40 KiB of block table per GiB, 1 MiB per queue.
 
 pub mod cache;

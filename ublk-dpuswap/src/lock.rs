@@ -19,8 +19,7 @@ use crate::error::Error;
 /// # Errors
 /// The kernel refuses: the process needs root, or CAP_IPC_LOCK and CAP_SYS_RESOURCE.
 pub fn protect() -> Result<(), Error> {
-    const REMEDY: &str =
-        "run as root, or try without protection by --unsafe-dev (such a device can hang the machine)";
+    const REMEDY: &str = "run as root, or with CAP_IPC_LOCK and CAP_SYS_RESOURCE";
     // One malloc arena, never trimmed: what is freed stays locked and is used again.
     // SAFETY: mallopt with plain numbers; both parameters exist in every glibc since 2.10.
     unsafe {

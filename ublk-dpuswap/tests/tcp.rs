@@ -234,6 +234,8 @@ fn adding_with_an_unusable_node_is_one_line_and_status_1_and_wrong_options_are_s
     }
     for wrong in [
         vec!["--size", "16MiB"],
+        vec!["--size", "5TiB", "--node", &node.address],
+        vec!["--size", "16MiB", "--node", &node.address, "--cache", "65GiB"],
         vec!["--size", "1000", "--node", &node.address],
         vec!["--size", "16MiB", "--node", &node.address, "--group-pages", "17"],
         vec!["--size", "16MiB", "--node", &node.address, "--group-pages", "256"],
@@ -242,6 +244,7 @@ fn adding_with_an_unusable_node_is_one_line_and_status_1_and_wrong_options_are_s
     ] {
         let (code, error) = add(&wrong);
         assert_eq!(code, Some(2), "{wrong:?}: {error}");
+        assert!(wrong.len() == 2 || error.lines().count() == 1, "{error}");
     }
 }
 
@@ -298,7 +301,7 @@ fn a_node_in_the_background_serves_when_its_command_returns_and_a_taken_port_is_
             "--pid-file",
             pid_file.to_str().unwrap(),
         ]);
-        command.output().unwrap()
+        command.env("STORLAB_RUN_DIR", dir.path().join("run")).env("RUST_LOG", "info").output().unwrap()
     };
     let output = run("127.0.0.1:0", "8MiB");
     assert_eq!(output.status.code(), Some(0));
@@ -307,9 +310,17 @@ fn a_node_in_the_background_serves_when_its_command_returns_and_a_taken_port_is_
     let pid: i32 = std::fs::read_to_string(&pid_file).unwrap().trim().parse().unwrap();
     assert_eq!(served["pid"].as_i64(), Some(i64::from(pid)));
     assert_eq!(client(address, 1).connect().unwrap().free_blocks, 8);
-    for (listen, memory, why) in
-        [(address, "8MiB", "Address already in use"), ("127.0.0.1:0", "1KiB", "at least 1 MiB")]
-    {
+    let port = address.rsplit_once(':').unwrap().1;
+    let log = dir.path().join(format!("run/node-{port}.log"));
+    TcpStream::connect(address).unwrap().write_all(&[0; 100]).unwrap();
+    eventually("the log tells of the stranger", || {
+        std::fs::read_to_string(&log).is_ok_and(|text| text.contains("closed: "))
+    });
+    for (listen, memory, why) in [
+        (address, "8MiB", "Address already in use"),
+        ("127.0.0.1:0", "1KiB", "at least 1 MiB"),
+        ("127.0.0.1:0", "5TiB", "at most 4 TiB"),
+    ] {
         let failed = run(listen, memory);
         let error = String::from_utf8(failed.stderr).unwrap();
         assert_eq!((failed.status.code(), error.lines().count()), (Some(1), 1), "{error}");
@@ -317,4 +328,64 @@ fn a_node_in_the_background_serves_when_its_command_returns_and_a_taken_port_is_
     }
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), Signal::SIGTERM).unwrap();
     eventually("the node is gone", || !pid_file.exists());
+}
+
+#[test]
+fn a_node_without_a_place_for_its_log_serves_without_one_but_not_without_the_log_asked_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let missing = dir.path().join("missing/log");
+    let run = |extra: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_dpuswap-node"));
+        command.args(["--listen", "127.0.0.1:0", "--memory", "1MiB", "--json"]).args(extra);
+        command.env("STORLAB_RUN_DIR", missing.parent().unwrap().join("run")).output().unwrap()
+    };
+    let output = run(&["--log", missing.to_str().unwrap()]);
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert_eq!((output.status.code(), error.lines().count()), (Some(1), 1), "{error}");
+    assert!(error.contains(missing.to_str().unwrap()), "{error}");
+    let output = run(&[]);
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(0), "{error}");
+    let served: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let pid = i32::try_from(served["pid"].as_i64().unwrap()).unwrap();
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), Signal::SIGTERM).unwrap();
+}
+
+#[test]
+fn a_node_that_cannot_lock_its_memory_as_asked_does_not_start() {
+    use std::os::unix::process::CommandExt;
+    let mut command = Command::new(env!("CARGO_BIN_EXE_dpuswap-node"));
+    command.args(["--listen", "127.0.0.1:0", "--memory", "8MiB", "--lock", "--foreground"]);
+    // SAFETY: only system calls between fork and exec.
+    unsafe {
+        command.pre_exec(|| {
+            const PR_CAPBSET_DROP: libc::c_int = 24;
+            const CAP_IPC_LOCK: libc::c_int = 14;
+            let none = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+            // Refused to a user that is not root, who has no such right anyway.
+            libc::prctl(PR_CAPBSET_DROP, CAP_IPC_LOCK, 0, 0, 0);
+            match libc::setrlimit(libc::RLIMIT_MEMLOCK, &none) {
+                0 => Ok(()),
+                _ => Err(std::io::Error::last_os_error()),
+            }
+        });
+    }
+    let mut node =
+        command.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::piped()).spawn().unwrap();
+    // One that serves although it was told to lock would never end by itself.
+    let start = Instant::now();
+    let status = loop {
+        match node.try_wait().unwrap() {
+            Some(status) => break status,
+            None if start.elapsed() > Duration::from_secs(20) => {
+                node.kill().unwrap();
+                break node.wait().unwrap();
+            }
+            None => std::thread::sleep(Duration::from_millis(20)),
+        }
+    };
+    let mut error = String::new();
+    node.stderr.take().unwrap().read_to_string(&mut error).unwrap();
+    assert_eq!((status.code(), error.lines().count()), (Some(1), 1), "{error}");
+    assert!(error.starts_with("dpuswap-node: --lock: locking memory: "), "{error}");
 }

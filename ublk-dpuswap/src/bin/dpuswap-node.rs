@@ -1,5 +1,6 @@
 //! `dpuswap-node`: lends this machine's memory to swap devices.
 
+use std::fs::File;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
@@ -13,6 +14,7 @@ use clap::Parser;
 use ublk_dpuswap::lock;
 use ublk_dpuswap::node::{Node, NodeConfig, Store};
 use ublk_target::daemon::{self, Notifier, Side};
+use ublk_target::state::StateDir;
 
 /// How long the background process may take to listen; locking much memory takes its time.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -45,9 +47,10 @@ struct Cli {
     /// Write the process id to this file; it is removed at the end
     #[arg(long, value_name = "FILE")]
     pid_file: Option<PathBuf>,
-    /// Append the log to this file when in the background (default: no log)
-    #[arg(long, value_name = "FILE", default_value = "/dev/null")]
-    log: PathBuf,
+    /// Append the log to this file when in the background (default: /run/storlab/node-PORT.log, or none if that
+    /// directory cannot be had)
+    #[arg(long, value_name = "FILE")]
+    log: Option<PathBuf>,
     /// Stay in the foreground, with the log on standard error
     #[arg(long)]
     foreground: bool,
@@ -69,16 +72,32 @@ impl Cli {
         let config =
             NodeConfig { max_connections: self.max_connections, grace: Duration::from_secs(self.grace) };
         let node = Node::bind(self.address()?, store, config)?;
-        if self.lock
-            && let Err(error) = lock::protect().and_then(|()| lock::become_io_flusher())
-        {
-            log::warn!("{error}; going on without --lock");
+        if self.lock {
+            lock::protect().and_then(|()| lock::become_io_flusher()).context("--lock")?;
         }
         if let Some(path) = &self.pid_file {
             std::fs::write(path, format!("{}\n", std::process::id()))
                 .with_context(|| path.display().to_string())?;
         }
         Ok(node)
+    }
+
+    /// The log of the node at `port`. One that was asked for must be had; the default one need not.
+    fn open_log(&self, port: u16) -> Result<File> {
+        if let Some(path) = &self.log {
+            return Ok(daemon::open_log(path)?);
+        }
+        let usual = StateDir::open().and_then(|dir| {
+            // The directory names its files by device; a node has none, so its port takes that place.
+            daemon::open_log(&dir.log(0).with_file_name(format!("node-{port}.log")))
+        });
+        match usual {
+            Ok(file) => Ok(file),
+            Err(error) => {
+                log::warn!("no log: {error}");
+                Ok(File::options().write(true).open("/dev/null").context("opening /dev/null")?)
+            }
+        }
     }
 
     fn show(&self, served: &serde_json::Value) {
@@ -106,7 +125,11 @@ impl Cli {
             "pid": std::process::id(),
         });
         if notifier.in_background() {
-            daemon::detach(&std::path::absolute(&self.log)?)?;
+            let log = self.open_log(node.address().port());
+            if let Err(error) = log.and_then(|log| Ok(daemon::detach(&log)?)) {
+                notifier.failed(&format!("{error:#}"), false);
+                return Err(error);
+            }
         } else {
             self.show(&served);
         }
@@ -133,7 +156,8 @@ impl Cli {
         }
         let absolute = |path: &Path| std::path::absolute(path).with_context(|| path.display().to_string());
         let pid_file = self.pid_file.as_deref().map(absolute).transpose()?;
-        let this = Self { pid_file, log: absolute(&self.log)?, ..self.clone() };
+        let log = self.log.as_deref().map(absolute).transpose()?;
+        let this = Self { pid_file, log, ..self.clone() };
         match daemon::split(PATIENCE)? {
             Side::Parent(Ok(served)) => {
                 this.show(&served);

@@ -61,13 +61,13 @@ enum Command {
 struct Add {
     #[command(flatten)]
     common: cli::AddArgs,
-    /// Capacity
+    /// Capacity, up to 4 TiB
     #[arg(long)]
     size: ByteSize,
     /// A memory node; give it once per node
     #[arg(long = "node", required = true, value_name = "HOST:PORT")]
     nodes: Vec<String>,
-    /// Local cache of compressed pages (about 8 % more for its tables)
+    /// Local cache of compressed pages, up to 64 GiB (about 8 % more for its tables)
     #[arg(long, default_value = "256MiB")]
     cache: ByteSize,
     /// Pages written back together, to one contiguous run: a power of two up to 128
@@ -105,7 +105,7 @@ impl Add {
         let Some(pages) =
             u32::try_from(bytes / page).ok().filter(|pages| *pages > 0 && bytes.is_multiple_of(page))
         else {
-            return bad(format!("--size {bytes}: a multiple of 4 KiB up to 16 TiB is needed"));
+            return bad(format!("--size {bytes}: a multiple of 4 KiB up to 4 TiB is needed"));
         };
         let twice = self.nodes.iter().enumerate().find(|(at, node)| self.nodes[..*at].contains(node));
         if let Some((_, node)) = twice {
@@ -116,7 +116,16 @@ impl Add {
         }
         let config = Config::new(pages);
         let (cache_bytes, queues) = (self.cache.as_u64(), self.common.queues);
-        let config = Config { group_pages: self.group_pages, cache_bytes, queues, seed: self.seed, ..config };
+        let node_patience =
+            config.node_patience.min(Duration::from_millis(self.node_timeout_ms) + config.heartbeat);
+        let config = Config {
+            group_pages: self.group_pages,
+            cache_bytes,
+            queues,
+            seed: self.seed,
+            node_patience,
+            ..config
+        };
         config.check().map(|()| config)
     }
 

@@ -3,6 +3,7 @@
 //! The flusher is part of the swap-out path and allocates nothing. The keeper may (it formats log lines and opens
 //! connections); nobody waits for it.
 
+use std::io::ErrorKind;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::thread::JoinHandle;
@@ -11,7 +12,8 @@ use std::time::Duration;
 use super::Shared;
 use crate::error::Error;
 use crate::lock;
-use crate::remote::Lane;
+use crate::proto::Status;
+use crate::remote::{Lane, RemoteError};
 use crate::units::{NodeId, RemoteBlock};
 
 /// Empty blocks kept of every node before the rest is given back.
@@ -91,16 +93,21 @@ impl Shared {
     }
 
     pub(super) fn keep_node(&self, node: NodeId) {
-        let (up, generation, unlogged) = {
+        let (up, generation, unlogged, disowned) = {
             let mut state = self.state();
             let Some(known) = state.nodes.get_mut(usize::from(node.0)) else { return };
-            (known.up, known.generation, known.unlogged.take())
+            (known.up, known.generation, known.unlogged.take(), std::mem::take(&mut known.disowned))
         };
         let name = self.node_name(node);
         if let Some((error, saved)) = unlogged {
             log::error!(
                 "node {name}: {error}; its pages give I/O errors until it is back ({saved} of them are still in the \
                  cache and go to another node)"
+            );
+        }
+        if disowned > 0 {
+            log::error!(
+                "node {name}: {disowned} blocks are not ours, it says; what was only in them is lost"
             );
         }
         let failed = self.counters.take_failed_reads(node);
@@ -139,10 +146,18 @@ impl Shared {
             Ok(info) => info,
             Err(error) => {
                 log::debug!("node {}: still down: {error}", remote.name());
+                if matches!(&error, RemoteError::Connect(error) if error.kind() == ErrorKind::ConnectionRefused)
+                {
+                    if let Some(known) = self.state().nodes.get_mut(usize::from(node.0)) {
+                        known.refused = true;
+                    }
+                    // They wait less long now.
+                    self.back.notify_all();
+                }
                 return;
             }
         };
-        let forgotten = {
+        let (forgotten, held) = {
             let mut guard = self.state();
             let state = &mut *guard;
             let Some(known) = state.nodes.get_mut(usize::from(node.0)) else { return };
@@ -150,10 +165,16 @@ impl Shared {
             known.generation = known.generation.wrapping_add(1);
             (known.up, known.info) = (true, info);
             state.model.node_up(node, forgotten, info.free_blocks);
-            forgotten
+            (forgotten, state.model.blocks.node(node).map_or(0, |node| node.held))
         };
+        self.back.notify_all();
         let content = if forgotten { "with nothing left of our pages" } else { "with our pages" };
         log::warn!("node {}: back, {content}", remote.name());
+        if info.held_blocks > held {
+            // Those whose reservation or release got no answer. They are not lost for good: the lease's end frees them.
+            let more = info.held_blocks - held;
+            log::warn!("node {}: lends us {more} blocks that we do not know", remote.name());
+        }
     }
 
     fn release_surplus(&self, node: NodeId, generation: u32) {
@@ -182,11 +203,17 @@ impl Shared {
                     state.model.blocks.set_remote_free(node, free);
                     self.counters.blocks_released.fetch_add(count as u64, Ordering::Relaxed);
                 }
+                // Whether they are still ours is not known, so they are not used again: at worst the node keeps them for
+                // nobody until the lease ends. A block used without being ours would fail every write to it.
+                Err(RemoteError::Refused(_, Status::NotYours)) => {
+                    drop(state);
+                    log::warn!(
+                        "node {}: some of {count} released blocks are not ours, it says",
+                        remote.name()
+                    );
+                    return;
+                }
                 Err(error) => {
-                    // Still ours, as far as we know; a node that has forgotten them says so on reconnection.
-                    for block in &blocks[..count] {
-                        state.model.blocks.add_reserved(node, *block);
-                    }
                     drop(state);
                     return self.node_failed(node, generation, error);
                 }

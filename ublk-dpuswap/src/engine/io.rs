@@ -2,7 +2,7 @@
 
 use std::sync::TryLockError;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::{Engine, Shared, State};
 use crate::codec::{self, Compressor};
@@ -56,6 +56,8 @@ pub struct QueueContext {
 
 enum ReadError {
     Failed(IoError),
+    /// A call to the node failed.
+    Broken(NodeId),
     /// The page has moved meanwhile: look again.
     Moved,
 }
@@ -94,8 +96,9 @@ impl Engine {
             return Err(IoError::Range);
         }
         self.check(first, pages.len())?;
+        let mut deadline = None;
         for (number, page) in (first.0..).map(PageNo).zip(pages) {
-            self.shared.swap_out_page(context, number, page).inspect_err(|_| {
+            self.shared.swap_out_page(context, number, page, &mut deadline).inspect_err(|_| {
                 self.shared.counters.write_errors.fetch_add(1, Ordering::Relaxed);
             })?;
         }
@@ -142,7 +145,14 @@ impl Engine {
 }
 
 impl Shared {
-    fn swap_out_page(&self, context: &mut QueueContext, number: PageNo, page: &[u8]) -> Result<(), IoError> {
+    /// `deadline` is the request's, set by the first of its pages that finds no room.
+    fn swap_out_page(
+        &self,
+        context: &mut QueueContext,
+        number: PageNo,
+        page: &[u8],
+        deadline: &mut Option<Instant>,
+    ) -> Result<(), IoError> {
         if let Some(pattern) = codec::same_filled(page) {
             self.state().model.put_same_filled(number, pattern);
             self.counters.same_filled_written.fetch_add(1, Ordering::Relaxed);
@@ -165,6 +175,10 @@ impl Shared {
                 return Ok(());
             }
             self.counters.waited_for_room.fetch_add(1, Ordering::Relaxed);
+            let now = Instant::now();
+            if now >= *deadline.get_or_insert(now + self.config.room_patience) {
+                return Err(IoError::Retries);
+            }
             self.make_room(payload.len())?;
         }
         Err(IoError::Retries)
@@ -202,12 +216,31 @@ impl Shared {
         first: PageNo,
         data: &mut [u8],
     ) -> Result<(), IoError> {
+        let mut deadline = None;
         for _ in 0..ATTEMPTS {
-            match self.try_swap_in(context, first, data) {
+            let error = match self.try_swap_in(context, first, data) {
                 Ok(()) => return Ok(()),
-                Err(ReadError::Failed(error)) => return Err(error),
-                Err(ReadError::Moved) => {}
+                Err(ReadError::Moved) => continue,
+                Err(ReadError::Failed(error)) => error,
+                // Looked up again, when there is time: the page may be elsewhere by now, or lost; the plan knows.
+                Err(ReadError::Broken(node)) => {
+                    let now = Instant::now();
+                    if now <= *deadline.get_or_insert(now + self.config.node_patience) {
+                        continue;
+                    }
+                    IoError::NodeDown(node)
+                }
+            };
+            if let IoError::NodeDown(node) = error {
+                let deadline = *deadline.get_or_insert_with(|| Instant::now() + self.config.node_patience);
+                if self.wait_for_node(node, deadline) {
+                    continue;
+                }
             }
+            if let IoError::NodeDown(node) | IoError::Lost(node) = error {
+                self.counters.count_failed_read(node);
+            }
+            return Err(error);
         }
         Err(IoError::Retries)
     }
@@ -267,7 +300,6 @@ impl Shared {
                     let (node, remote, readable) =
                         state.model.blocks.place(at.block).ok_or(IoError::Retries)?;
                     if !readable {
-                        self.counters.count_failed_read(node);
                         let up = state.nodes.get(usize::from(node.0)).is_some_and(|node| node.up);
                         return Err(if up { IoError::Lost(node) } else { IoError::NodeDown(node) });
                     }
@@ -340,9 +372,8 @@ impl Shared {
         self.counters.remote_reads.fetch_add(1, Ordering::Relaxed);
         if let Err(error) = self.remote(start.node)?.read_at(*lane, start.remote, bytes.start as u32, buffer)
         {
-            self.node_failed(start.node, start.generation, error);
-            // Looked up again: by now the page may be elsewhere, else the plan gives the node's error.
-            return Err(ReadError::Moved);
+            self.call_failed(start.at.block, start.node, start.generation, error);
+            return Err(ReadError::Broken(start.node));
         }
         self.counters.count_read(start.node, bytes.len());
         for wanted in wanted.iter() {

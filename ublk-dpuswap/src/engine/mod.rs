@@ -2,7 +2,12 @@
 //!
 //! Two locks. `writer` is held by whoever writes back or cleans, network included: one at a time. `state` is held for
 //! moments and never during I/O. The order is writer, then state, then a lane of a node; a thread that holds `state`
-//! takes nothing else. So nothing can deadlock, and whoever waits, waits for at most a few time-outs.
+//! takes nothing else. So nothing can deadlock.
+//!
+//! How long a request may take: a swap-in waits for a node that is down until [`Config::node_patience`] after its first
+//! trouble, and no longer than that after the node went down; a swap-out waits for room until [`Config::room_patience`]
+//! after it first found none. Either then fails, or ends with the calls that were under way, each of which has the
+//! node's time-out.
 //!
 //! Invariants: an acknowledged write stays in the cache until a node has acknowledged its record; a write that cannot
 //! be placed fails (the kernel then keeps the page); a read gives the newest acknowledged content, or an error, never
@@ -16,20 +21,28 @@ mod writeback;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::error::{Error, IoError};
 use crate::model::{CLEANING_RESERVE, Model, Shape};
-use crate::proto::Info;
+use crate::proto::{Info, Status};
 use crate::record::MAX_RECORD_BYTES;
 use crate::remote::{Lane, RemoteError, RemoteNode};
-use crate::units::{Choices, NodeId, PAGE_BYTES, RemoteBlock, UNIT_BYTES, UNITS_PER_BLOCK, units_of};
+use crate::units::{
+    BlockId, Choices, NodeId, PAGE_BYTES, RemoteBlock, UNIT_BYTES, UNITS_PER_BLOCK, units_of,
+};
 pub use io::QueueContext;
 pub use report::{Counted, Counters, NodeReport, Report};
 use writeback::Writer;
 
 /// Most pages of a block group: its records must fit in one block even when nothing compresses.
 pub const MAX_GROUP_PAGES: u32 = 128;
+/// Most pages of a device (4 TiB): its tables take 8.4 GiB then.
+pub const MAX_PAGES: u32 = 1 << 30;
+/// Most bytes of cache (64 GiB).
+pub const MAX_CACHE_BYTES: u64 = 64 << 30;
+/// A node that refuses connections is not running: it is waited for no longer than this.
+const REFUSED_PATIENCE: Duration = Duration::from_secs(2);
 /// Blocks asked for in one RESERVE.
 const RESERVE_BLOCKS: usize = 8;
 
@@ -52,6 +65,11 @@ pub struct Config {
     pub flush_stop_permille: u32,
     /// Time between heartbeats, and between attempts to reconnect.
     pub heartbeat: Duration,
+    /// How long a swap-in waits for a node that went down to come back, before it is an error. Counted from when the
+    /// node went down; at most 2 s when it refuses connections.
+    pub node_patience: Duration,
+    /// How long a swap-out waits for room in the cache, before it is an error.
+    pub room_patience: Duration,
 }
 
 impl Config {
@@ -66,6 +84,8 @@ impl Config {
             flush_start_permille: 250,
             flush_stop_permille: 125,
             heartbeat: Duration::from_secs(1),
+            node_patience: Duration::from_secs(5),
+            room_patience: Duration::from_secs(30),
         }
     }
 
@@ -90,6 +110,13 @@ impl Config {
         if self.pages == 0 {
             return Err(Error::Option("size: at least one page of 4 KiB is needed".to_owned()));
         }
+        if self.pages > MAX_PAGES {
+            let given = u64::from(self.pages) * PAGE_BYTES as u64;
+            return Err(Error::Option(format!("size {given}: at most 4 TiB is possible")));
+        }
+        if self.cache_bytes > MAX_CACHE_BYTES {
+            return Err(Error::Option(format!("cache {}: at most 64 GiB is possible", self.cache_bytes)));
+        }
         Ok(())
     }
 }
@@ -98,10 +125,16 @@ impl Config {
 struct NodeState {
     info: Info,
     up: bool,
+    /// When it went down; means something only while it is.
+    down_since: Instant,
+    /// Whether it has refused a connection since.
+    refused: bool,
     /// Counts connections, so that a late error of an old one does not bring the new one down.
     generation: u32,
     /// The error that brought the node down, until the keeper has logged it.
     unlogged: Option<(RemoteError, u32)>,
+    /// Blocks that the node said are not ours, until the keeper has logged it.
+    disowned: u32,
     failures: u64,
 }
 
@@ -121,6 +154,8 @@ struct Shared {
     flush: Condvar,
     keep: Condvar,
     room: Condvar,
+    /// A node is back, or is not expected any more.
+    back: Condvar,
     stop: AtomicBool,
     counters: Counters,
 }
@@ -142,7 +177,7 @@ impl Engine {
         for node in &nodes {
             let info =
                 node.connect().map_err(|source| Error::Node { node: node.name().to_owned(), source })?;
-            known.push(NodeState { info, up: true, generation: 0, unlogged: None, failures: 0 });
+            known.push(NodeState::up(info));
         }
         let shape = Shape {
             pages: config.pages,
@@ -171,6 +206,7 @@ impl Engine {
             flush: Condvar::new(),
             keep: Condvar::new(),
             room: Condvar::new(),
+            back: Condvar::new(),
             stop: AtomicBool::new(false),
         };
         shared.reserve_ahead();
@@ -194,6 +230,7 @@ impl Engine {
         drop(self.shared.state());
         self.shared.flush.notify_all();
         self.shared.keep.notify_all();
+        self.shared.back.notify_all();
         for thread in self.threads.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
             let _ = thread.join();
         }
@@ -241,6 +278,48 @@ impl Shared {
         self.nodes.get(usize::from(node.0)).map(Box::as_ref).ok_or(IoError::NodeDown(node))
     }
 
+    /// Records that a call for a block failed. A block that is not ours is dropped; anything else is the node's failure.
+    /// The caller holds a pin on the block.
+    fn call_failed(&self, block: BlockId, node: NodeId, generation: u32, error: RemoteError) {
+        if !matches!(error, RemoteError::Refused(_, Status::NotYours)) {
+            return self.node_failed(node, generation, error);
+        }
+        let mut guard = self.state();
+        let state = &mut *guard;
+        if state.model.disown(block) {
+            self.counters.blocks_disowned.fetch_add(1, Ordering::Relaxed);
+            if let Some(known) = state.nodes.get_mut(usize::from(node.0)) {
+                known.disowned += 1;
+            }
+            state.keep_wanted = true;
+            drop(guard);
+            self.keep.notify_one();
+        }
+    }
+
+    /// Waits until a node that is down is up again. `false` when it is not expected any more, or the deadline is past.
+    fn wait_for_node(&self, node: NodeId, deadline: Instant) -> bool {
+        let mut state = self.state();
+        while let Some(known) = state.nodes.get(usize::from(node.0)) {
+            let now = Instant::now();
+            // Before all else: a node that comes and goes must not keep a request for ever.
+            if now >= deadline || self.stopping() {
+                return false;
+            }
+            if known.up {
+                return true;
+            }
+            let patience = self.config.node_patience;
+            let patience = if known.refused { patience.min(REFUSED_PATIENCE) } else { patience };
+            let left = deadline.min(known.down_since + patience).saturating_duration_since(now);
+            if left.is_zero() {
+                return false;
+            }
+            state = self.back.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        false
+    }
+
     /// Records that a call on connection `generation` of a node failed: the node counts as down from now on, until
     /// the keeper has reconnected. What the cache still has of its pages is dirty again.
     fn node_failed(&self, node: NodeId, generation: u32, error: RemoteError) {
@@ -251,6 +330,7 @@ impl Shared {
             return;
         }
         known.up = false;
+        (known.down_since, known.refused) = (Instant::now(), false);
         known.failures += 1;
         let saved = state.model.node_down(node);
         known.unlogged = Some((error, saved));
@@ -309,6 +389,21 @@ impl Shared {
                 Some(node) => self.reserve_from(node, Lane::CONTROL),
                 None => return,
             };
+        }
+    }
+}
+
+impl NodeState {
+    fn up(info: Info) -> Self {
+        Self {
+            info,
+            up: true,
+            down_since: Instant::now(),
+            refused: false,
+            generation: 0,
+            unlogged: None,
+            disowned: 0,
+            failures: 0,
         }
     }
 }

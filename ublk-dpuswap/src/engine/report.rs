@@ -75,6 +75,8 @@ counters! {
     blocks_cleaned,
     /// Empty blocks given back to nodes.
     blocks_released,
+    /// Blocks that a node said are not ours: dropped from the books.
+    blocks_disowned,
     /// Damaged records met by the cleaner.
     bad_records,
     /// Requests to write that failed.
@@ -196,26 +198,33 @@ impl Engine {
 impl Shared {
     fn report(&self) -> Report {
         let counters = self.counters.copy();
+        // Swap waits for the lock that is held from here on, and so must not wait for memory: what allocates comes first.
+        let mut nodes: Vec<NodeReport> = self
+            .nodes
+            .iter()
+            .map(|node| NodeReport {
+                node: node.name().to_owned(),
+                state: String::with_capacity("down".len()),
+                ..NodeReport::default()
+            })
+            .collect();
         let state = self.state();
         let (usage, totals) = (state.model.usage(), state.model.blocks.totals());
         let cache = state.model.cache();
         let slot = crate::cache::SLOT_BYTES as u64;
         let page = PAGE_BYTES as u64;
         let (held, dirty, used) = (state.model.blocks.nodes(), cache.dirty_slots(), cache.used_slots());
-        let nodes =
-            held.zip(&state.nodes).zip(&self.counters.nodes).map(|(((id, blocks), node), counted)| {
-                NodeReport {
-                    node: self.node_name(id).to_owned(),
-                    state: if node.up { "up" } else { "down" }.to_owned(),
-                    capacity_blocks: node.info.capacity_blocks,
-                    free_blocks: blocks.remote_free,
-                    held_blocks: blocks.held,
-                    bytes_out: counted.bytes_out.load(Ordering::Relaxed),
-                    bytes_in: counted.bytes_in.load(Ordering::Relaxed),
-                    failures: node.failures,
-                    failed_reads: counted.failed_reads.load(Ordering::Relaxed),
-                }
-            });
+        let known = held.zip(&state.nodes).zip(&self.counters.nodes);
+        for (report, (((_, blocks), node), counted)) in nodes.iter_mut().zip(known) {
+            report.state.push_str(if node.up { "up" } else { "down" });
+            report.capacity_blocks = node.info.capacity_blocks;
+            report.free_blocks = blocks.remote_free;
+            report.held_blocks = blocks.held;
+            report.bytes_out = counted.bytes_out.load(Ordering::Relaxed);
+            report.bytes_in = counted.bytes_in.load(Ordering::Relaxed);
+            report.failures = node.failures;
+            report.failed_reads = counted.failed_reads.load(Ordering::Relaxed);
+        }
         Report {
             size_bytes: u64::from(state.model.pages()) * page,
             logical_bytes: usage.stored_pages * page,
@@ -237,7 +246,7 @@ impl Shared {
                 counters.bytes_written_back + counters.bytes_moved,
                 counters.bytes_written_back,
             ),
-            nodes: nodes.collect(),
+            nodes,
             counters,
         }
     }

@@ -56,7 +56,12 @@ fn engine(config: Config, blocks: &[u32]) -> (Engine, Vec<Arc<MemNode>>) {
 }
 
 fn small(pages: u32) -> Config {
-    Config { cache_bytes: 64 << 10, heartbeat: Duration::from_millis(20), ..Config::new(pages) }
+    Config {
+        cache_bytes: 64 << 10,
+        heartbeat: Duration::from_millis(20),
+        node_patience: Duration::ZERO,
+        ..Config::new(pages)
+    }
 }
 
 /// A page that follows from its seed: zero, same-filled, compressible or random.
@@ -84,13 +89,25 @@ enum Step {
     FailSoon { node: usize, after: u32 },
     Kill { node: usize },
     Revive { node: usize, forget: bool },
+    LoseReply { node: usize },
+    TakeBack { node: usize },
 }
 
 const PAGES: u32 = 1024;
 
+fn fault() -> impl Strategy<Value = Step> {
+    let node = || 0usize..2;
+    prop_oneof![
+        2 => (node(), 0u32..8).prop_map(|(node, after)| Step::FailSoon { node, after }),
+        1 => node().prop_map(|node| Step::Kill { node }),
+        1 => node().prop_map(|node| Step::LoseReply { node }),
+        1 => node().prop_map(|node| Step::TakeBack { node }),
+        2 => (node(), any::<bool>()).prop_map(|(node, forget)| Step::Revive { node, forget }),
+    ]
+}
+
 fn step(faults: bool) -> impl Strategy<Value = Step> {
     let range = || (0..PAGES, 1u32..48).prop_map(|(first, count)| (first, count.min(PAGES - first)));
-    let node = 0usize..2;
     prop_oneof![
         12 => (range(), any::<u32>()).prop_map(|((first, count), seed)| Step::Write { first, count, seed: seed >> 8 }),
         8 => range().prop_map(|(first, count)| Step::Read { first, count }),
@@ -98,9 +115,7 @@ fn step(faults: bool) -> impl Strategy<Value = Step> {
         2 => Just(Step::Flush),
         2 => Just(Step::Keep),
         1 => Just(Step::Clean),
-        if faults { 2 } else { 0 } => (node.clone(), 0u32..8).prop_map(|(node, after)| Step::FailSoon { node, after }),
-        if faults { 1 } else { 0 } => node.clone().prop_map(|node| Step::Kill { node }),
-        if faults { 2 } else { 0 } => (node, any::<bool>()).prop_map(|(node, forget)| Step::Revive { node, forget }),
+        if faults { 7 } else { 0 } => fault(),
     ]
 }
 
@@ -153,6 +168,8 @@ fn check_steps(steps: &[Step], group_pages: u32, blocks: &[u32], faults: bool) {
             Step::FailSoon { node, after } => nodes[node].fail_after(after),
             Step::Kill { node } => nodes[node].kill(),
             Step::Revive { node, forget } => nodes[node].revive(forget),
+            Step::LoseReply { node } => nodes[node].lose_next_reply(),
+            Step::TakeBack { node } => nodes[node].take_back(),
         }
         engine.shared.state().model.check();
     }
@@ -410,4 +427,165 @@ fn queues_background_threads_and_failing_nodes_together_lose_nothing_that_was_ac
         "the saboteur did something"
     );
     engine.shared.state().model.check();
+}
+
+#[test]
+fn a_release_whose_answer_is_lost_leaves_no_phantom_blocks_and_write_back_goes_on() {
+    let (engine, nodes) = engine(small(8192), &[64]);
+    let mut queue = engine.queue(0);
+    for page in 0..6000 {
+        write(&engine, &mut queue, page, page * 8 + 2).unwrap();
+    }
+    flush_all(&engine);
+    engine.discard(PageNo(0), 8192).unwrap();
+    nodes[0].lose_next_reply();
+    engine.shared.keep_node(NodeId(0));
+    assert_eq!(engine.report().nodes[0].state, "down");
+    engine.shared.keep_node(NodeId(0));
+    let report = engine.report();
+    assert_eq!(report.nodes[0].held_blocks, nodes[0].held(), "the books of both agree");
+    for page in 0..6000 {
+        write(&engine, &mut queue, page, page * 8 + 3).unwrap();
+    }
+    flush_all(&engine);
+    for page in 0..6000 {
+        assert_eq!(read(&engine, &mut queue, page).unwrap(), content(page * 8 + 3));
+    }
+    assert_eq!(engine.report().nodes[0].failures, 1, "only the lost answer");
+    engine.shared.state().model.check();
+}
+
+#[test]
+fn blocks_that_the_node_says_are_not_ours_are_dropped_one_by_one_and_the_node_stays_in_use() {
+    let (engine, nodes) = engine(Config { cache_bytes: 1 << 20, ..small(4096) }, &[64]);
+    let mut queue = engine.queue(0);
+    for page in 0..600 {
+        write(&engine, &mut queue, page, page * 8 + 2).unwrap();
+    }
+    flush_all(&engine);
+    nodes[0].take_back();
+    // Free and open blocks are met by writing, sealed ones by reading.
+    for page in 1000..2500 {
+        write(&engine, &mut queue, page, page * 8 + 2).unwrap();
+    }
+    flush_all(&engine);
+    let mut lost = 0;
+    for page in 0..600 {
+        match read(&engine, &mut queue, page) {
+            Ok(data) => assert_eq!(data, content(page * 8 + 2)),
+            Err(error) => {
+                assert_eq!(error, IoError::Lost(NodeId(0)));
+                lost += 1;
+            }
+        }
+    }
+    assert!(lost > 0, "what was only on the node is gone");
+    for page in 1000..2500 {
+        assert_eq!(read(&engine, &mut queue, page).unwrap(), content(page * 8 + 2));
+    }
+    let report = engine.report();
+    assert_eq!((report.nodes[0].failures, report.nodes[0].state.as_str()), (0, "up"));
+    assert!(report.counters.blocks_disowned > 0, "{report:?}");
+    engine.discard(PageNo(0), 4096).unwrap();
+    assert_eq!(engine.report().lost_blocks, 0, "the books have forgotten them");
+    engine.shared.state().model.check();
+}
+
+/// An engine with pages that only its node has, page 0 among them, and the node gone without anybody knowing yet.
+fn cut_off(config: Config) -> (Engine, Vec<Arc<MemNode>>, QueueContext) {
+    let (engine, nodes) = engine(config, &[64]);
+    let mut queue = engine.queue(0);
+    for page in 0..512 {
+        write(&engine, &mut queue, page, page * 8 + 2).unwrap();
+    }
+    flush_all(&engine);
+    nodes[0].kill();
+    (engine, nodes, queue)
+}
+
+#[test]
+fn a_swap_in_that_meets_a_broken_connection_waits_until_the_node_is_back() {
+    let (engine, nodes, mut queue) =
+        cut_off(Config { node_patience: Duration::from_secs(60), ..small(2048) });
+    let (tell, told) = std::sync::mpsc::channel();
+    std::thread::scope(|scope| {
+        scope.spawn(|| tell.send(read(&engine, &mut queue, 0)).unwrap());
+        while engine.report().nodes[0].state == "up" {
+            std::thread::yield_now();
+        }
+        nodes[0].revive(false);
+        engine.shared.keep_node(NodeId(0));
+        assert!(told.recv_timeout(Duration::from_secs(20)).unwrap().unwrap() == content(2));
+    });
+    assert_eq!(engine.report().nodes[0].failed_reads, 0);
+}
+
+#[test]
+fn a_swap_in_waits_for_a_node_only_as_long_as_one_outage_may_last() {
+    let patience = Duration::from_millis(300);
+    let (engine, _, mut queue) = cut_off(Config { node_patience: patience, ..small(2048) });
+    let start = Instant::now();
+    assert_eq!(read(&engine, &mut queue, 0), Err(IoError::NodeDown(NodeId(0))));
+    assert!(start.elapsed() >= patience, "it did wait");
+    // The outage has lasted long enough: nobody waits any more. All of these together would take minutes.
+    let (tell, told) = std::sync::mpsc::channel();
+    std::thread::scope(|scope| {
+        scope.spawn(|| tell.send((0..400).filter_map(|page| read(&engine, &mut queue, page).err()).count()));
+        assert!(told.recv_timeout(Duration::from_secs(30)).unwrap() > 200);
+    });
+}
+
+#[test]
+fn stopping_ends_the_wait_for_a_node() {
+    let (engine, _, mut queue) = cut_off(Config { node_patience: Duration::from_secs(600), ..small(2048) });
+    let (tell, told) = std::sync::mpsc::channel();
+    std::thread::scope(|scope| {
+        scope.spawn(|| tell.send(read(&engine, &mut queue, 0)).unwrap());
+        while engine.report().nodes[0].state == "up" {
+            std::thread::yield_now();
+        }
+        engine.stop();
+        assert_eq!(told.recv_timeout(Duration::from_secs(20)), Ok(Err(IoError::NodeDown(NodeId(0)))));
+    });
+}
+
+#[test]
+fn a_node_that_refuses_connections_is_waited_for_less_long() {
+    let (engine, _, mut queue) = cut_off(Config { node_patience: Duration::from_secs(600), ..small(2048) });
+    engine.start().unwrap();
+    let (tell, told) = std::sync::mpsc::channel();
+    std::thread::scope(|scope| {
+        scope.spawn(|| tell.send(read(&engine, &mut queue, 0)).unwrap());
+        assert_eq!(told.recv_timeout(Duration::from_secs(30)), Ok(Err(IoError::NodeDown(NodeId(0)))));
+    });
+}
+
+#[test]
+fn a_swap_out_that_finds_no_room_gives_up_at_one_deadline() {
+    let config = Config { room_patience: Duration::from_millis(200), ..small(2048) };
+    let (engine, _) = engine(config, &[64]);
+    let mut queue = engine.queue(0);
+    let data: Vec<u8> = (0..64).flat_map(|seed| content(seed * 8 + 2)).collect();
+    let (tell, told) = std::sync::mpsc::channel();
+    std::thread::scope(|scope| {
+        // Somebody else is at it, and does not get on.
+        let writer = engine.shared.writer.lock().unwrap();
+        scope.spawn(|| tell.send(engine.swap_out(&mut queue, PageNo(0), &data)).unwrap());
+        let done = told.recv_timeout(Duration::from_secs(30));
+        drop(writer);
+        assert_eq!(done, Ok(Err(IoError::Retries)));
+    });
+}
+
+#[test]
+fn devices_and_caches_beyond_the_limits_are_refused_by_name() {
+    let most = Config { pages: MAX_PAGES, cache_bytes: MAX_CACHE_BYTES, ..Config::new(1) };
+    assert!(most.check().is_ok());
+    for (wrong, name) in [
+        (Config { pages: MAX_PAGES + 1, ..most.clone() }, "size"),
+        (Config { cache_bytes: MAX_CACHE_BYTES + 1, ..most.clone() }, "cache"),
+        (Config { cache_bytes: u64::MAX, ..most }, "cache"),
+    ] {
+        assert!(matches!(wrong.check(), Err(Error::Option(text)) if text.starts_with(name)));
+    }
 }

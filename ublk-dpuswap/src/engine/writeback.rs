@@ -95,7 +95,7 @@ impl Shared {
                 true
             }
             Ok(Err(error)) => {
-                self.node_failed(target.node, target.generation, error);
+                self.call_failed(batch.block, target.node, target.generation, error);
                 false
             }
             Err(_) => false,
@@ -179,7 +179,7 @@ impl Shared {
         if used > 0
             && let Err(error) = remote.read_at(Lane::WRITER, target.remote, 0, bytes)
         {
-            self.node_failed(target.node, target.generation, error);
+            self.call_failed(victim, target.node, target.generation, error);
             return Outcome::Aborted;
         }
         self.counters.count_read(target.node, used);

@@ -160,6 +160,25 @@ impl Blocks {
         }
     }
 
+    /// The node says that this block is not ours: what was in it is gone, and it is never used again. The caller holds
+    /// a pin. `false` when it was known to be lost.
+    pub fn disown(&mut self, id: BlockId) -> bool {
+        let Some(block) = self.blocks.get_mut(id.0 as usize) else { return false };
+        if block.lost || !matches!(block.state, State::Open | State::Sealed) {
+            return false;
+        }
+        block.lost = true;
+        if let Some(node) = self.nodes.get_mut(usize::from(block.node.0)) {
+            node.held = node.held.saturating_sub(1);
+        }
+        for stream in [Stream::New, Stream::Moved] {
+            if self.open[stream as usize] == Some(id) {
+                self.seal(stream);
+            }
+        }
+        true
+    }
+
     fn leave(&mut self, node: NodeId) {
         for stream in [Stream::New, Stream::Moved] {
             let of_node =

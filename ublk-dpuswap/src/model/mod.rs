@@ -382,11 +382,25 @@ impl Model {
     /// that they are written to another node. Gives the number of these pages.
     pub fn node_down(&mut self, node: NodeId) -> u32 {
         self.blocks.set_up(node, false);
+        self.save_cached(|blocks, block| blocks.place(block).is_some_and(|(of, ..)| of == node))
+    }
+
+    /// The node says that a block is not ours: the pages in it are lost, but for those that the cache still has, which
+    /// are dirty again. The caller holds a pin. Gives whether that was news.
+    pub fn disown(&mut self, block: BlockId) -> bool {
+        let news = self.blocks.disown(block);
+        if news {
+            self.save_cached(|_, of| of == block);
+        }
+        news
+    }
+
+    fn save_cached(&mut self, gone: impl Fn(&Blocks, BlockId) -> bool) -> u32 {
         let mut saved = 0;
         for id in self.cache.ids() {
             let Some(entry) = self.cache.entry(id) else { continue };
             let (page, Some(at)) = (entry.page, entry.remote) else { continue };
-            if self.blocks.place(at.block).is_some_and(|(of, ..)| of == node) {
+            if gone(&self.blocks, at.block) {
                 self.cache.make_dirty(id);
                 self.blocks.kill(at);
                 self.dirty.push(page.0 / self.group_pages);

@@ -103,6 +103,30 @@ impl Node {
 
     /// Serves until [`Node::stop`], then closes all connections.
     pub fn run(&self) {
+        std::thread::scope(|scope| {
+            // On a thread of its own: wiping what a client leaves behind can take seconds.
+            let leases = std::thread::Builder::new().name("node-leases".to_owned()).stack_size(STACK_BYTES);
+            let expire = || {
+                while !self.stop.load(Ordering::SeqCst) {
+                    self.expire();
+                    std::thread::sleep(TICK);
+                }
+            };
+            let alone = leases.spawn_scoped(scope, expire).inspect_err(|error| {
+                log::error!("no thread for ending leases, accepting connections may have to wait: {error}");
+            });
+            self.accept_all(alone.is_err());
+        });
+    }
+
+    fn expire(&self) {
+        let freed = self.store.expire(Instant::now(), self.config.grace);
+        if freed > 0 {
+            log::info!("{freed} blocks of clients that are gone are free again");
+        }
+    }
+
+    fn accept_all(&self, expire_too: bool) {
         while !self.stop.load(Ordering::SeqCst) {
             self.wait_for_connection();
             match self.listener.accept() {
@@ -115,9 +139,8 @@ impl Node {
             }
             self.connections()
                 .retain(|connection| !connection.thread.as_ref().is_none_or(JoinHandle::is_finished));
-            let freed = self.store.expire(Instant::now(), self.config.grace);
-            if freed > 0 {
-                log::info!("{freed} blocks of clients that are gone are free again");
+            if expire_too {
+                self.expire();
             }
         }
         let connections: Vec<Connection> = self.connections().drain(..).collect();

@@ -5,6 +5,9 @@
 //!
 //! Invariant: a block's bytes are touched only under its own lock, after checking there that the lease and the
 //! incarnation of the asking connection are current. Locks are taken in the order leases, then one block.
+//!
+//! Wiping takes long (a second per GiB when memory is locked), so it happens without the lock on the leases: a block
+//! that is being wiped is in no lease any more and not free yet.
 
 use std::collections::HashMap;
 use std::num::NonZeroUsize;
@@ -16,6 +19,9 @@ use crate::error::Error;
 use crate::proto::{Hello, Info, Range, Status};
 use crate::units::BLOCK_BYTES;
 use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap_anonymous};
+
+/// Most memory one node lends: its tables take 160 MiB then.
+const MAX_MEMORY_BYTES: u64 = 4 << 40;
 
 struct Block {
     holder: Option<u64>,
@@ -55,8 +61,11 @@ impl Store {
     /// A store of `memory_bytes`, rounded down to whole blocks. `epoch` tells this start of the node from others.
     ///
     /// # Errors
-    /// Less than one block is asked for, or the system has no such memory.
+    /// Less than one block or more than 4 TiB is asked for, or the system has no such memory.
     pub fn new(memory_bytes: u64, epoch: u64) -> Result<Self, Error> {
+        if memory_bytes > MAX_MEMORY_BYTES {
+            return Err(Error::Option(format!("memory {memory_bytes}: at most 4 TiB is possible")));
+        }
         let count = u32::try_from(memory_bytes / BLOCK_BYTES as u64).unwrap_or(u32::MAX);
         let bytes = count as usize * BLOCK_BYTES;
         let Some(len) = NonZeroUsize::new(bytes) else {
@@ -133,28 +142,32 @@ impl Store {
         }
         lease.gone_since = Some(now);
         if goodbye {
-            self.end(&mut leases, session.client_id);
+            let ended = leases.by_client.remove(&session.client_id);
+            drop(leases);
+            ended.into_iter().for_each(|lease| drop(self.free(&lease.blocks)));
         }
     }
 
     /// Ends the leases of clients that have been gone for longer than `grace`. Gives the number of blocks taken back.
     pub fn expire(&self, now: Instant, grace: Duration) -> u32 {
-        let mut leases = self.leases();
         let gone = |lease: &Lease| lease.gone_since.is_some_and(|since| now.duration_since(since) >= grace);
-        let expired: Vec<u64> =
-            leases.by_client.iter().filter(|(_, lease)| gone(lease)).map(|(id, _)| *id).collect();
-        expired.into_iter().map(|client| self.end(&mut leases, client)).sum()
+        let expired: Vec<Lease> =
+            self.leases().by_client.extract_if(|_, lease| gone(lease)).map(|(_, lease)| lease).collect();
+        expired.iter().for_each(|lease| drop(self.free(&lease.blocks)));
+        expired.iter().map(|lease| lease.blocks.len() as u32).sum()
     }
 
-    fn end(&self, leases: &mut Leases, client: u64) -> u32 {
-        let Some(lease) = leases.by_client.remove(&client) else { return 0 };
-        for number in &lease.blocks {
+    /// Wipes blocks that were taken off their lease, then makes them free. Gives the leases, to look at. The caller
+    /// must not hold them.
+    fn free(&self, taken: &[u32]) -> MutexGuard<'_, Leases> {
+        for number in taken {
             if let Some(mut block) = self.block(*number) {
                 block.wipe();
             }
         }
-        leases.free.extend(&lease.blocks);
-        lease.blocks.len() as u32
+        let mut leases = self.leases();
+        leases.free.extend(taken);
+        leases
     }
 
     /// What the node has, as this client sees it.
@@ -208,16 +221,24 @@ impl Store {
     /// # Errors
     /// `NotYours` at the first block the client does not hold; those before it are released.
     pub fn release(&self, session: &Session, numbers: impl Iterator<Item = u32>) -> Result<u32, Status> {
-        let mut guard = self.leases();
-        let leases = &mut *guard;
-        let lease = leases.by_client.get_mut(&session.client_id).filter(|lease| lease.id == session.lease);
-        let lease = lease.ok_or(Status::Stale)?;
-        for number in numbers {
-            self.held(session, number)?.wipe();
-            lease.blocks.retain(|held| *held != number);
-            leases.free.push(number);
+        let mut taken = Vec::new();
+        let mut all_held = true;
+        {
+            let mut leases = self.leases();
+            let lease =
+                leases.by_client.get_mut(&session.client_id).filter(|lease| lease.id == session.lease);
+            let lease = lease.filter(|_| session.is_current()).ok_or(Status::Stale)?;
+            for number in numbers {
+                let Some(at) = lease.blocks.iter().position(|held| *held == number) else {
+                    all_held = false;
+                    break;
+                };
+                lease.blocks.swap_remove(at);
+                taken.push(number);
+            }
         }
-        Ok(leases.free.len() as u32)
+        let free = self.free(&taken).free.len() as u32;
+        if all_held { Ok(free) } else { Err(Status::NotYours) }
     }
 
     fn held(&self, session: &Session, number: u32) -> Result<MutexGuard<'_, Block>, Status> {
@@ -361,5 +382,69 @@ mod tests {
         let mut out = [0; 4];
         store.read(&new, &range(numbers[0]), &mut out).unwrap();
         assert_eq!(&out, b"good");
+    }
+
+    /// Does `wipe` while one block of client 1 cannot be wiped, and checks that client 2 is served meanwhile.
+    fn check_served_while(wipe: impl FnOnce(&Store, &Session, &[u32]) + Send) {
+        let store = Store::new(8 << 20, 1).unwrap();
+        let (going, staying) = (store.open(&hello(1, 1)).unwrap(), store.open(&hello(2, 1)).unwrap());
+        let mut numbers = [0; 3];
+        store.reserve(&going, 3, &mut numbers).unwrap();
+        store.write(&going, &range(numbers[1]), b"mine").unwrap();
+        let (tell, told) = std::sync::mpsc::channel();
+        std::thread::scope(|scope| {
+            let busy = store.block(numbers[1]).unwrap();
+            let wiper = scope.spawn(|| wipe(&store, &going, &numbers));
+            scope.spawn(|| {
+                while store.info(&going).held_blocks == 3 {
+                    std::thread::yield_now();
+                }
+                tell.send(store.reserve(&staying, 8, &mut [0; 8])).unwrap();
+            });
+            let served = told.recv_timeout(Duration::from_secs(10));
+            assert!(!wiper.is_finished(), "the block is busy");
+            drop(busy);
+            wiper.join().unwrap();
+            assert_eq!(served, Ok(Ok((5, 0))), "served meanwhile, and given no block that is not wiped");
+        });
+        let mut freed = [0; 3];
+        assert_eq!(store.reserve(&staying, 3, &mut freed), Ok((3, 0)));
+        let mut out = [9; 4];
+        store.read(&staying, &range(numbers[1]), &mut out).unwrap();
+        assert_eq!(out, [0; 4], "wiped before it is lent again");
+    }
+
+    #[test]
+    fn others_are_served_while_the_blocks_of_a_client_that_said_goodbye_are_wiped() {
+        check_served_while(|store, session, _| store.close(session, true, Instant::now()));
+    }
+
+    #[test]
+    fn others_are_served_while_the_blocks_of_a_client_that_is_gone_are_wiped() {
+        check_served_while(|store, session, _| {
+            let now = Instant::now();
+            store.close(session, false, now);
+            assert_eq!(store.expire(now + Duration::from_secs(1), Duration::from_secs(1)), 3);
+        });
+    }
+
+    #[test]
+    fn others_are_served_while_released_blocks_are_wiped() {
+        check_served_while(|store, session, numbers| {
+            store.release(session, numbers.iter().copied()).unwrap();
+        });
+    }
+
+    #[test]
+    fn a_release_ends_at_the_first_block_that_is_not_held_and_one_named_twice_is_freed_once() {
+        let store = Store::new(4 << 20, 1).unwrap();
+        let session = store.open(&hello(1, 1)).unwrap();
+        let mut numbers = [0; 3];
+        store.reserve(&session, 3, &mut numbers).unwrap();
+        let [a, b, _] = numbers;
+        assert_eq!(store.release(&session, [a, a, b].into_iter()), Err(Status::NotYours));
+        assert_eq!((store.lent(), store.info(&session).held_blocks), ((2, 1), 2));
+        assert_eq!(store.release(&session, [b, 77].into_iter()), Err(Status::NotYours));
+        assert_eq!((store.lent(), store.info(&session).held_blocks), ((1, 1), 1));
     }
 }

@@ -17,6 +17,7 @@ struct Inner {
     connected: bool,
     reachable: bool,
     fail_in: Option<u32>,
+    lose_reply: bool,
 }
 
 /// A node in this process.
@@ -64,6 +65,19 @@ impl MemNode {
         self.inner().fail_in = Some(after);
     }
 
+    /// The next reservation or release is executed, but its answer is lost and the connection gone.
+    pub fn lose_next_reply(&self) {
+        self.inner().lose_reply = true;
+    }
+
+    /// Takes all blocks back without a word, as a node would with a lease it thinks has ended: `NotYours` from now on.
+    pub fn take_back(&self) {
+        let mut inner = self.inner();
+        let numbers: Vec<u32> = inner.held.drain().map(|(number, _)| number).collect();
+        // They are the last to be lent again.
+        inner.free.splice(0..0, numbers);
+    }
+
     /// Blocks lent now.
     pub fn held(&self) -> u32 {
         self.inner().held.len() as u32
@@ -94,6 +108,15 @@ impl Inner {
             }
             None => Ok(()),
         }
+    }
+
+    /// After the request was executed.
+    fn answer<T>(&mut self, answer: T) -> Result<T, RemoteError> {
+        if std::mem::take(&mut self.lose_reply) {
+            self.connected = false;
+            return Err(RemoteError::TimedOut);
+        }
+        Ok(answer)
     }
 
     fn info(&self) -> Info {
@@ -152,7 +175,8 @@ impl RemoteNode for MemNode {
             *slot = RemoteBlock(number);
             granted += 1;
         }
-        Ok(Reserved { granted, free_blocks: inner.free.len() as u32 })
+        let free_blocks = inner.free.len() as u32;
+        inner.answer(Reserved { granted, free_blocks })
     }
 
     fn release(&self, _: Lane, blocks: &[RemoteBlock]) -> Result<u32, RemoteError> {
@@ -162,7 +186,8 @@ impl RemoteNode for MemNode {
             inner.held.remove(&block.0).ok_or(RemoteError::Refused(Opcode::Release, Status::NotYours))?;
             inner.free.push(block.0);
         }
-        Ok(inner.free.len() as u32)
+        let free_blocks = inner.free.len() as u32;
+        inner.answer(free_blocks)
     }
 
     fn write_at(
