@@ -39,7 +39,7 @@ fn files_survive_unmounting_with_stock_tools() {
     run(60, "mkfs.zonefs-fuse", &[&device.path]).ok();
     mount(&device, &text);
     sh(60, &format!("rm -rf {tree}; mkdir -p {tree}/a/b; for i in 1 2 3 4 5 6; do head -c $((i * 700001)) /dev/urandom > {tree}/a/f$i; done; ln {tree}/a/f1 {tree}/a/b/linked; cp {tree}/a/f2 {tree}/a/b/")).ok();
-    sh(120, &format!("tar -C {tree} -cf - . | tar -C {text} -xf -; mv {text}/a/f3 {text}/a/b/moved; rm {text}/a/f4; cat {tree}/a/f5 >> {text}/a/f5; sync -f {text}")).ok();
+    sh(120, &format!("tar -C {tree} -cf - . | tar -C {text} -xf -; mv {text}/a/f3 {text}/a/b/moved; rm {text}/a/f4; cat {tree}/a/f5 >> {text}/a/f5; find {text} -type f -exec sync {{}} +")).ok();
     sh(60, &format!("mv {tree}/a/f3 {tree}/a/b/moved; rm {tree}/a/f4; cp {tree}/a/f5 /tmp/f5; cat /tmp/f5 >> {tree}/a/f5")).ok();
     sh(60, &format!("diff -r {tree} {text}")).ok();
     unmount(&text);

@@ -4,6 +4,11 @@
 //! (the device's number, or the error) and ends with it. So `add` returns when the device is usable, and a failure in
 //! the child is the command's failure. If the child says nothing in time, the parent ends it and says so: adding a
 //! device has hung in some kernels.
+//!
+//! The daemon stays in the mount namespace it was started in. One of its own would keep a copy of every mount busy that
+//! is not shared: a file system that is unmounted would live on in the daemon. The price: as the last process of a
+//! namespace (a container's, `unshare -m`) in which its own device is mounted, a daemon that ends waits for itself; unmount
+//! there first.
 
 use crate::error::{Error, Result};
 use nix::{
@@ -105,21 +110,8 @@ pub fn split(patience: Duration) -> Result<Side> {
         ForkResult::Child => {
             drop(read);
             setsid().map_err(|e| Error::System { what: "setsid", source: e.into() })?;
-            own_mounts();
             Ok(Side::Daemon(Notifier(Some(File::from(write)))))
         }
-    }
-}
-
-/// A mount namespace of its own: the last process of a namespace unmounts what is mounted there, and a daemon that
-/// ends must never wait for its own device. Mounts made elsewhere still come in; unmounts too.
-fn own_mounts() {
-    use nix::{mount::MsFlags, sched::CloneFlags};
-    let none: Option<&str> = None;
-    let own = nix::sched::unshare(CloneFlags::CLONE_NEWNS)
-        .and_then(|()| nix::mount::mount(none, "/", none, MsFlags::MS_SLAVE | MsFlags::MS_REC, none));
-    if let Err(error) = own {
-        log::warn!("no mount namespace of its own: {error}");
     }
 }
 

@@ -35,7 +35,12 @@ pub(crate) struct AskedWrongly(String);
     arg_required_else_help = true,
     after_help = "Example: zonefs-fuse mkfs /dev/ublkb0 && zonefs-fuse /dev/ublkb0 /mnt -o noatime\n\
                   Unmount with umount or fusermount3 -u; SIGTERM does it too. What fsync returned for, and \
-                  everything 5 seconds after it was written, survives a crash."
+                  everything 5 seconds after it was written, survives a crash.\n\
+                  sync without a file and sync -f do not reach a FUSE file system (the kernel keeps syncfs and sync \
+                  to itself): name the files, as in `sync FILE...`.\n\
+                  umount returns before the last write-back: the process keeps the device until it has ended, so \
+                  wait for that before the device is deleted (a mount waits by itself), as in\n  \
+                  umount /mnt && while fuser -s /dev/ublkb0; do sleep 0.1; done; ublk-zns del 0"
 )]
 struct Cli {
     #[command(subcommand)]
@@ -56,7 +61,7 @@ struct MountArgs {
     #[arg(short, long)]
     foreground: bool,
     /// Comma-separated mount options: those of mount(8), allow_other, no_allow_other, no_default_permissions,
-    /// commit=SECONDS (0: never), log=FILE
+    /// commit=SECONDS (0: never), log=FILE (in the background; else /run/storlab/zonefs-DEVICE.log)
     #[arg(short, value_name = "OPTIONS", value_delimiter = ',')]
     options: Vec<String>,
 }
@@ -220,7 +225,11 @@ impl MountRequest {
                     .map_err(|_| AskedWrongly(format!("-o {option}: seconds are a whole number")))?;
                 self.flags.commit_interval = (seconds > 0).then(|| Duration::from_secs(seconds));
             }
-            ("log", Some(file)) => self.log = Some(file.into()),
+            ("log", Some(file)) => {
+                // The daemon changes to / before it opens it.
+                let file = std::path::absolute(file).with_context(|| format!("-o {option}"))?;
+                self.log = Some(file);
+            }
             ("fsname", Some(source)) => self.flags.source = source.into(),
             // What mount(8) and fstab leave in the options, and nothing here depends on.
             (
@@ -235,9 +244,14 @@ impl MountRequest {
         Ok(())
     }
 
+    /// Read-only too, nobody else may hold the device: a file's zones could be reset and used again meanwhile.
+    fn access(&self) -> Access {
+        if self.read_only { Access::ExclusiveRead } else { Access::Exclusive }
+    }
+
     /// Opens the device; waits for the last mount to finish writing back, which `umount` does not wait for.
     pub(crate) fn open(&self) -> Result<Arc<KernelZoned>, Error> {
-        let access = if self.read_only { Access::Read } else { Access::Exclusive };
+        let access = self.access();
         let start = Instant::now();
         loop {
             match KernelZoned::open(&self.device, access) {
@@ -247,6 +261,12 @@ impl MountRequest {
                 other => return other.map(Arc::new),
             }
         }
+    }
+
+    /// How often this source is mounted on a directory.
+    pub(crate) fn mounts_on(&self, at: &Path) -> usize {
+        let source = Path::new(&self.flags.source);
+        mounts().map_or(0, |mounts| mounts.iter().filter(|(s, a)| s == source && a == at).count())
     }
 
     fn is_mounted(&self) -> bool {
@@ -275,6 +295,16 @@ mod tests {
         assert_eq!(request.flags.flags, MsFlags::MS_NOATIME);
         assert_eq!(request.flags.commit_interval, Some(Duration::from_secs(3)));
         assert!(parse("ro").unwrap().read_only);
+        assert_eq!(
+            parse("log=zonefs.log").unwrap().log,
+            Some(std::env::current_dir().unwrap().join("zonefs.log"))
+        );
+    }
+
+    #[test]
+    fn a_read_only_mount_holds_the_device_as_well() {
+        assert_eq!(parse("ro").unwrap().access(), Access::ExclusiveRead);
+        assert_eq!(parse("rw").unwrap().access(), Access::Exclusive);
     }
 
     #[test]

@@ -204,4 +204,7 @@ pub enum Error {
     /// Mounted read-only, or made so by an earlier failure of the device.
     #[error("read-only file system")]
     ReadOnly,
+    /// This program has a bug: an operation ended in a panic, whose message is in the log.
+    #[error("{0} panicked (a bug of this program)")]
+    Panicked(&'static str),
 }

@@ -8,7 +8,7 @@
 //! | the control ring is a thread-local; using a `UblkCtrl` on another thread panics | [`Control`] owns its ring |
 //! | `EBUSY` from a control command is returned as success (`Ok(-16)`) | every negative result is an error |
 //! | a signal while a command waits makes it return `EAGAIN`, and its late answer is taken for the next command's | `Control::command` waits for its own answer, across signals |
-//! | a daemon that is the last process of a mount namespace with its device mounted waits for itself | [`crate::daemon`] gives it a namespace of its own |
+//! | (the kernel's) a daemon that is the last process of a mount namespace with its device mounted waits for itself | said in [`crate::daemon`] |
 //! | no limit on how long a command may take; `ADD_DEV` and `START_DEV` have hung on some kernels | each command has a deadline |
 //! | flags it does not list are refused | flags go to the kernel, which refuses what it lacks |
 //! | state in /run/ublksrvd, made with mode 0777, and noise on stderr when it is missing | [`crate::state`], mode 0700 |

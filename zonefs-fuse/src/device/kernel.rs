@@ -83,10 +83,28 @@ type ZoneIoctl = unsafe fn(libc::c_int, *const BlkZoneRange) -> nix::Result<libc
 /// How a device is opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
-    /// To look at it; it may be in use.
+    /// To look at it; it may be in use, and change meanwhile.
     Read,
+    /// To read what stays as it is: nobody else holds it. The kernel lets one holder in, reading or writing.
+    ExclusiveRead,
     /// To write, with nobody else holding it.
     Exclusive,
+}
+
+impl Access {
+    fn writes(self) -> bool {
+        self == Access::Exclusive
+    }
+
+    /// The flags of open(2), beside those for reading and writing.
+    fn open_flags(self) -> libc::c_int {
+        let exclusive = match self {
+            Access::Read => 0,
+            // On a block device: EBUSY when anybody else opened it so, whatever for.
+            Access::ExclusiveRead | Access::Exclusive => libc::O_EXCL,
+        };
+        libc::O_DIRECT | libc::O_CLOEXEC | exclusive
+    }
 }
 
 /// A zoned block device of the kernel (`/dev/nullb0`, `/dev/ublkb0`, a real drive).
@@ -132,14 +150,10 @@ impl KernelZoned {
             };
             return Err(Error::NotZoned { device: name, what });
         }
-        let mut flags = libc::O_DIRECT | libc::O_CLOEXEC;
-        if access == Access::Exclusive {
-            flags |= libc::O_EXCL;
-        }
         let file = OpenOptions::new()
             .read(true)
-            .write(access == Access::Exclusive)
-            .custom_flags(flags)
+            .write(access.writes())
+            .custom_flags(access.open_flags())
             .open(path)
             .map_err(|source| match source.raw_os_error() {
                 Some(libc::EBUSY) => Error::Busy { device: name.clone() },

@@ -4,6 +4,9 @@
 //! grow at their end. What `fsync` returned for is there after any crash; what was not synced may be missing,
 //! but never in the middle: a file reads as some earlier end of what was written to it, and the names are
 //! those after some operation in the order they were done. The `state` module has the order that ensures it.
+//!
+//! A panic while the state is being changed leaves the lock poisoned: from then on the file system is read-only,
+//! and nothing of the half-changed state reaches the device, so the next mount finds the last commit.
 
 mod file;
 mod inspect;
@@ -27,7 +30,7 @@ pub use mkfs::{MkfsOptions, MkfsReport, mkfs};
 pub use recover::RecoveryReport;
 
 use self::log::MetaLog;
-use self::state::State;
+use self::state::{PENDING_LIMIT_BYTES, State};
 use self::zones::Zones;
 
 const S_ISGID: u32 = 0o2000;
@@ -178,7 +181,9 @@ impl Fs {
             },
             pending: Vec::new(),
             pending_bytes: 0,
+            commit_at_bytes: PENDING_LIMIT_BYTES,
             read_only: options.read_only.then(|| "mounted read-only".to_owned()),
+            half_changed: false,
         };
         for note in &loaded.report.notes {
             ::log::warn!("{}: {note}", dev.name());
@@ -211,8 +216,13 @@ impl Fs {
         self.state.read().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// After a panic in the middle of a change the state is only good for looking at it.
     fn exclusive(&self) -> RwLockWriteGuard<'_, State> {
-        self.state.write().unwrap_or_else(PoisonError::into_inner)
+        self.state.write().unwrap_or_else(|poisoned| {
+            let mut state = poisoned.into_inner();
+            state.distrust();
+            state
+        })
     }
 
     /// The inode a name names.
@@ -393,6 +403,9 @@ impl Fs {
 
     /// Why nothing can be changed, when that is so.
     pub fn read_only_reason(&self) -> Option<String> {
+        if self.state.is_poisoned() {
+            return self.exclusive().read_only.clone();
+        }
         self.shared().read_only.clone()
     }
 }

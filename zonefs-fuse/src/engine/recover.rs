@@ -286,11 +286,15 @@ pub(super) fn load(device: &dyn ZonedDevice) -> Result<Loaded> {
     let mut notes = Vec::new();
     let mut candidates: Vec<(usize, FrameHeader, Superblock)> = Vec::new();
     let mut nothing: Vec<(usize, FrameError)> = Vec::new();
+    let mut offline: Vec<usize> = Vec::new();
     for (index, zone) in meta.iter_mut().enumerate() {
         match first_frame(zone)? {
             First::Superblock(header, superblock) => candidates.push((index, header, *superblock)),
             First::Nothing(error) => nothing.push((index, error)),
-            First::Offline => notes.push(format!("metadata zone {} is offline", zone.zone.id)),
+            First::Offline => {
+                notes.push(format!("metadata zone {} is offline", zone.zone.id));
+                offline.push(index);
+            }
         }
     }
     candidates.sort_by_key(|(_, header, _)| std::cmp::Reverse(header.sequence));
@@ -300,6 +304,15 @@ pub(super) fn load(device: &dyn ZonedDevice) -> Result<Loaded> {
             if *error != FrameError::NoMagic || zone.has_a_frame()? {
                 return Err(zone.corrupt(0, format!("the superblock: {error}")));
             }
+        }
+        if let Some(index) = offline.first() {
+            // Nobody knows what it held: this must not read like "run mkfs".
+            let (lost, other) = (&meta[*index], &meta[1 - *index]);
+            let what = format!(
+                "metadata zone {} is offline, and zone {} holds no copy: a file system there was is lost with it",
+                lost.zone.id, other.zone.id
+            );
+            return Err(lost.corrupt(0, what));
         }
         return Err(Error::NoFileSystem { device: device.name().into() });
     };

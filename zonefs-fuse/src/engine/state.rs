@@ -18,7 +18,7 @@ use crate::model::{Extent, ExtentMap, Inode, Kind, Removed, Tree};
 use crate::{Error, Result};
 
 /// Pending entries beyond this are committed without being asked for.
-const PENDING_LIMIT_BYTES: usize = 256 << 10;
+pub(super) const PENDING_LIMIT_BYTES: usize = 256 << 10;
 
 /// The end of a file that is being written, from the last whole block on.
 #[derive(Clone, Debug, Default)]
@@ -72,8 +72,13 @@ pub(super) struct State {
     pub(super) log: MetaLog,
     pub(super) pending: Vec<Vec<u8>>,
     pub(super) pending_bytes: usize,
+    /// The pending bytes from which on they are committed without being asked for. More than
+    /// [`PENDING_LIMIT_BYTES`] after a commit that failed, so that not every operation tries again.
+    pub(super) commit_at_bytes: usize,
     /// Why nothing may be changed, when that is so.
     pub(super) read_only: Option<String>,
+    /// Whether a panic left it half changed: then nothing of it may reach the device any more.
+    pub(super) half_changed: bool,
 }
 
 impl State {
@@ -127,16 +132,42 @@ impl State {
         Ok(())
     }
 
-    /// Does an entry and puts it on the way to the log.
+    /// An operation panicked while it changed the state: it is only looked at from now on.
+    pub(super) fn distrust(&mut self) {
+        if self.half_changed {
+            return;
+        }
+        let why = "an operation panicked in the middle of a change (a bug of this program)";
+        log::error!("{why}; the file system is read-only from now on, and what was not synced is lost");
+        self.half_changed = true;
+        // More than any other reason there was: not even what is pending is committed.
+        self.read_only = Some(why.to_owned());
+    }
+
+    fn trusted(&self) -> Result<()> {
+        if self.half_changed { Err(Error::ReadOnly) } else { Ok(()) }
+    }
+
+    /// Does an entry and puts it on the way to the log. An error means that it was not done.
     pub(super) fn apply(&mut self, device: &dyn ZonedDevice, entry: Entry) -> Result<()> {
         if let Some(removed) = self.tree.apply(&entry, &self.log.superblock)? {
             self.forget(removed);
         }
         self.push(&entry);
-        if self.pending_bytes > PENDING_LIMIT_BYTES {
-            self.commit(device)?;
+        if self.pending_bytes > self.commit_at_bytes
+            && let Err(error) = self.commit(device)
+        {
+            // The operation is done, only not durable, which nobody asked for yet: fsync tries again, and says so.
+            log::error!("committing on the side: {error}");
+            self.commit_at_bytes = self.pending_bytes + PENDING_LIMIT_BYTES;
         }
         Ok(())
+    }
+
+    fn committed(&mut self) {
+        self.pending.clear();
+        self.pending_bytes = 0;
+        self.commit_at_bytes = PENDING_LIMIT_BYTES;
     }
 
     fn push(&mut self, entry: &Entry) {
@@ -249,6 +280,7 @@ impl State {
 
     /// Makes one file and all changes of names so far durable.
     pub(super) fn fsync(&mut self, device: &dyn ZonedDevice, ino: u64) -> Result<()> {
+        self.trusted()?;
         self.inode(ino)?;
         if self.orphans.contains_key(&ino) {
             return Ok(());
@@ -270,6 +302,7 @@ impl State {
 
     /// Makes everything durable.
     pub(super) fn sync(&mut self, device: &dyn ZonedDevice) -> Result<()> {
+        self.trusted()?;
         let inos: Vec<u64> =
             self.files.keys().copied().filter(|ino| !self.orphans.contains_key(ino)).collect();
         let result = self.persist(device, &inos);
@@ -280,13 +313,13 @@ impl State {
 
     /// Appends the pending entries to the log and makes them durable; then frees what they gave up.
     pub(super) fn commit(&mut self, device: &dyn ZonedDevice) -> Result<()> {
+        self.trusted()?;
         if !self.pending.is_empty() {
             self.writable()?;
             match self.log.append(device, &self.pending) {
                 Ok(true) => {
                     self.flush(device)?;
-                    self.pending.clear();
-                    self.pending_bytes = 0;
+                    self.committed();
                 }
                 Ok(false) => self.roll(device)?,
                 Err(error) => {
@@ -313,8 +346,7 @@ impl State {
                 return Err(error);
             }
         }
-        self.pending.clear();
-        self.pending_bytes = 0;
+        self.committed();
         for (ino, live) in &mut self.files {
             if !self.orphans.contains_key(ino) {
                 live.dirty_from = None;

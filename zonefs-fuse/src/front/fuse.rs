@@ -1,4 +1,8 @@
 //! The adapter to the `fuser` crate, and the only module that follows its changes.
+//!
+//! Every request is answered: a panic in the file system becomes EIO. `syncfs(2)` and `sync(2)` do not reach a
+//! FUSE server (the kernel passes them on to virtiofs only), and neither does the end of the mount before
+//! `umount(2)` returns: only fsync makes a program wait until its data are durable.
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
@@ -17,6 +21,7 @@ use fuser::{
 };
 
 use super::errno::errno;
+use super::guarded;
 use crate::Error;
 use crate::engine::{DirEntry, Fs, NewInode, SetAttr, Stat};
 use crate::model::{MAX_NAME_BYTES, Time};
@@ -49,11 +54,18 @@ impl Front {
         self.dirs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn list(&self, ino: INodeNo) -> Result<Arc<Vec<DirEntry>>, Error> {
+    /// A call of the file system on behalf of a program; what goes wrong is on its way there, and logged.
+    fn call<R>(&self, what: &'static str, call: impl FnOnce(&Fs) -> Result<R, Error>) -> Result<R, Errno> {
+        guarded(what, || call(&self.fs)).map_err(|error| refuse(what, &error))
+    }
+
+    fn list(&self, what: &'static str, ino: INodeNo) -> Result<Arc<Vec<DirEntry>>, Errno> {
         let named = |name: &[u8], ino| DirEntry { name: name.to_vec(), ino, mode: S_IFDIR };
-        let mut entries = vec![named(b".", ino.0), named(b"..", self.fs.parent(ino.0)?)];
-        entries.extend(self.fs.readdir(ino.0)?);
-        Ok(Arc::new(entries))
+        self.call(what, |fs| {
+            let mut entries = vec![named(b".", ino.0), named(b"..", fs.parent(ino.0)?)];
+            entries.extend(fs.readdir(ino.0)?);
+            Ok(Arc::new(entries))
+        })
     }
 }
 
@@ -118,27 +130,36 @@ fn attr(stat: &Stat) -> FileAttr {
     }
 }
 
+/// Whether this second has no line yet about what any program can cause at will: the log is not theirs to fill.
+fn may_complain() -> bool {
+    static LAST_SECOND: AtomicU64 = AtomicU64::new(0);
+    let second = SystemTime::now().duration_since(UNIX_EPOCH).map_or(1, |since| since.as_secs());
+    LAST_SECOND.swap(second, Ordering::Relaxed) != second
+}
+
 /// An error on its way to a program. What is the device's fault, or needs a word, is logged.
 fn refuse(what: &str, error: &Error) -> Errno {
     match error {
-        Error::NotAppend { .. } | Error::NoSpace(_) => log::warn!("{what}: {error}"),
-        Error::Io { .. } | Error::Corrupt { .. } | Error::ZoneState { .. } => log::error!("{what}: {error}"),
+        Error::NotAppend { .. } | Error::NoSpace(_) if may_complain() => log::warn!("{what}: {error}"),
+        Error::Io { .. } | Error::Corrupt { .. } | Error::ZoneState { .. } | Error::Panicked(_) => {
+            log::error!("{what}: {error}");
+        }
         _ => log::debug!("{what}: {error}"),
     }
     errno(error)
 }
 
-fn entry(reply: ReplyEntry, what: &str, result: Result<Stat, Error>) {
+fn entry(reply: ReplyEntry, result: Result<Stat, Errno>) {
     match result {
         Ok(stat) => reply.entry(&TTL, &attr(&stat), Generation(0)),
-        Err(error) => reply.error(refuse(what, &error)),
+        Err(errno) => reply.error(errno),
     }
 }
 
-fn done(reply: ReplyEmpty, what: &str, result: Result<(), Error>) {
+fn done(reply: ReplyEmpty, result: Result<(), Errno>) {
     match result {
         Ok(()) => reply.ok(),
-        Err(error) => reply.error(refuse(what, &error)),
+        Err(errno) => reply.error(errno),
     }
 }
 
@@ -155,21 +176,21 @@ impl Filesystem for Front {
     }
 
     fn destroy(&mut self) {
-        if let Err(error) = self.fs.sync() {
+        if let Err(error) = guarded("the last sync", || self.fs.sync()) {
             log::error!("the last sync: {error}");
         }
     }
 
     fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        entry(reply, "lookup", self.fs.lookup(parent.0, name.as_bytes()));
+        entry(reply, self.call("lookup", |fs| fs.lookup(parent.0, name.as_bytes())));
     }
 
     fn forget(&self, _req: &Request, _ino: INodeNo, _nlookup: u64) {}
 
     fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
-        match self.fs.getattr(ino.0) {
+        match self.call("getattr", |fs| fs.getattr(ino.0)) {
             Ok(stat) => reply.attr(&TTL, &attr(&stat)),
-            Err(error) => reply.error(refuse("getattr", &error)),
+            Err(errno) => reply.error(errno),
         }
     }
 
@@ -193,16 +214,16 @@ impl Filesystem for Front {
     ) {
         let (atime, mtime) = (time_or_now(atime), time_or_now(mtime));
         let change = SetAttr { mode, uid, gid, size_bytes: size, atime, mtime };
-        match self.fs.setattr(ino.0, &change) {
+        match self.call("setattr", |fs| fs.setattr(ino.0, &change)) {
             Ok(stat) => reply.attr(&TTL, &attr(&stat)),
-            Err(error) => reply.error(refuse("setattr", &error)),
+            Err(errno) => reply.error(errno),
         }
     }
 
     fn readlink(&self, _req: &Request, ino: INodeNo, reply: ReplyData) {
-        match self.fs.readlink(ino.0) {
+        match self.call("readlink", |fs| fs.readlink(ino.0)) {
             Ok(target) => reply.data(&target),
-            Err(error) => reply.error(refuse("readlink", &error)),
+            Err(errno) => reply.error(errno),
         }
     }
 
@@ -217,27 +238,27 @@ impl Filesystem for Front {
         reply: ReplyEntry,
     ) {
         let new = NewInode { mode: mode & !umask, uid: req.uid(), gid: req.gid(), rdev, target: b"" };
-        entry(reply, "mknod", self.fs.create(parent.0, name.as_bytes(), &new));
+        entry(reply, self.call("mknod", |fs| fs.create(parent.0, name.as_bytes(), &new)));
     }
 
     fn mkdir(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
         let mode = S_IFDIR | (mode & 0o7777 & !umask);
         let new = NewInode { mode, uid: req.uid(), gid: req.gid(), rdev: 0, target: b"" };
-        entry(reply, "mkdir", self.fs.create(parent.0, name.as_bytes(), &new));
+        entry(reply, self.call("mkdir", |fs| fs.create(parent.0, name.as_bytes(), &new)));
     }
 
     fn unlink(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        done(reply, "unlink", self.fs.unlink(parent.0, name.as_bytes()));
+        done(reply, self.call("unlink", |fs| fs.unlink(parent.0, name.as_bytes())));
     }
 
     fn rmdir(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        done(reply, "rmdir", self.fs.rmdir(parent.0, name.as_bytes()));
+        done(reply, self.call("rmdir", |fs| fs.rmdir(parent.0, name.as_bytes())));
     }
 
     fn symlink(&self, req: &Request, parent: INodeNo, link_name: &OsStr, target: &Path, reply: ReplyEntry) {
         let target = target.as_os_str().as_bytes();
         let new = NewInode { mode: S_IFLNK | 0o777, uid: req.uid(), gid: req.gid(), rdev: 0, target };
-        entry(reply, "symlink", self.fs.create(parent.0, link_name.as_bytes(), &new));
+        entry(reply, self.call("symlink", |fs| fs.create(parent.0, link_name.as_bytes(), &new)));
     }
 
     fn rename(
@@ -255,22 +276,22 @@ impl Filesystem for Front {
         }
         let keep = flags.contains(RenameFlags::RENAME_NOREPLACE);
         let (from, to) = ((parent.0, name.as_bytes()), (newparent.0, newname.as_bytes()));
-        done(reply, "rename", self.fs.rename(from, to, keep));
+        done(reply, self.call("rename", |fs| fs.rename(from, to, keep)));
     }
 
     fn link(&self, _req: &Request, ino: INodeNo, newparent: INodeNo, newname: &OsStr, reply: ReplyEntry) {
-        entry(reply, "link", self.fs.link(ino.0, newparent.0, newname.as_bytes()));
+        entry(reply, self.call("link", |fs| fs.link(ino.0, newparent.0, newname.as_bytes())));
     }
 
     fn open(&self, _req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        let mut result = self.fs.open(ino.0);
-        if result.is_ok() && flags.0 & libc::O_TRUNC != 0 {
-            let change = SetAttr { size_bytes: Some(0), ..SetAttr::default() };
-            result = self.fs.setattr(ino.0, &change).map(|_| ());
-            if result.is_err() {
-                self.fs.close(ino.0);
+        let result = self.call("open", |fs| {
+            fs.open(ino.0)?;
+            if flags.0 & libc::O_TRUNC != 0 {
+                let change = SetAttr { size_bytes: Some(0), ..SetAttr::default() };
+                fs.setattr(ino.0, &change).inspect_err(|_| fs.close(ino.0))?;
             }
-        }
+            Ok(())
+        });
         match result {
             // Nobody but the kernel changes a file, so its cache stays good from one open to the next; O_TRUNC
             // is not the kernel's own doing, so after it the cache goes.
@@ -278,7 +299,7 @@ impl Filesystem for Front {
                 reply.opened(FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE);
             }
             Ok(()) => reply.opened(FileHandle(0), FopenFlags::empty()),
-            Err(error) => reply.error(refuse("open", &error)),
+            Err(errno) => reply.error(errno),
         }
     }
 
@@ -293,9 +314,9 @@ impl Filesystem for Front {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        match self.fs.read(ino.0, offset, size as usize) {
+        match self.call("read", |fs| fs.read(ino.0, offset, size as usize)) {
             Ok(data) => reply.data(&data),
-            Err(error) => reply.error(refuse("read", &error)),
+            Err(errno) => reply.error(errno),
         }
     }
 
@@ -311,9 +332,9 @@ impl Filesystem for Front {
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        match self.fs.write(ino.0, offset, data) {
+        match self.call("write", |fs| fs.write(ino.0, offset, data)) {
             Ok(taken) => reply.written(u32::try_from(taken).unwrap_or(u32::MAX)),
-            Err(error) => reply.error(refuse("write", &error)),
+            Err(errno) => reply.error(errno),
         }
     }
 
@@ -332,27 +353,30 @@ impl Filesystem for Front {
         _flush: bool,
         reply: ReplyEmpty,
     ) {
-        self.fs.close(ino.0);
-        reply.ok();
+        let closed = self.call("release", |fs| {
+            fs.close(ino.0);
+            Ok(())
+        });
+        done(reply, closed);
     }
 
     fn fsync(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
-        done(reply, "fsync", self.fs.fsync(ino.0));
+        done(reply, self.call("fsync", |fs| fs.fsync(ino.0)));
     }
 
     fn opendir(&self, _req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        match self.list(ino) {
+        match self.list("opendir", ino) {
             Ok(entries) => {
                 let handle = self.next_handle.fetch_add(1, Ordering::Relaxed);
                 self.dirs().insert(handle, entries);
                 reply.opened(FileHandle(handle), FopenFlags::empty());
             }
-            Err(error) => reply.error(refuse("opendir", &error)),
+            Err(errno) => reply.error(errno),
         }
     }
 
     fn readdir(&self, _req: &Request, ino: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
-        let fresh = if offset == 0 { self.list(ino).ok() } else { None };
+        let fresh = if offset == 0 { self.list("readdir", ino).ok() } else { None };
         let entries = match fresh {
             Some(entries) => {
                 self.dirs().insert(fh.0, entries.clone());
@@ -383,11 +407,14 @@ impl Filesystem for Front {
     }
 
     fn fsyncdir(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
-        done(reply, "fsyncdir", self.fs.fsync(ino.0));
+        done(reply, self.call("fsyncdir", |fs| fs.fsync(ino.0)));
     }
 
     fn statfs(&self, _req: &Request, _ino: INodeNo, reply: ReplyStatfs) {
-        let s = self.fs.statfs();
+        let s = match self.call("statfs", |fs| Ok(fs.statfs())) {
+            Ok(s) => s,
+            Err(errno) => return reply.error(errno),
+        };
         let files = s.inodes + s.free_inodes;
         let (block, name) = (s.block_size_bytes, MAX_NAME_BYTES as u32);
         reply.statfs(s.total_blocks, s.free_blocks, s.free_blocks, files, s.free_inodes, block, name, block);
@@ -431,12 +458,12 @@ impl Filesystem for Front {
     ) {
         let mode = S_IFREG | (mode & 0o7777 & !umask);
         let new = NewInode { mode, uid: req.uid(), gid: req.gid(), rdev: 0, target: b"" };
-        match self.fs.create_and_open(parent.0, name.as_bytes(), &new) {
+        match self.call("create", |fs| fs.create_and_open(parent.0, name.as_bytes(), &new)) {
             Ok(stat) => {
                 let flags = FopenFlags::FOPEN_KEEP_CACHE;
                 reply.created(&TTL, &attr(&stat), Generation(0), FileHandle(0), flags);
             }
-            Err(error) => reply.error(refuse("create", &error)),
+            Err(errno) => reply.error(errno),
         }
     }
 

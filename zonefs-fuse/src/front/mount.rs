@@ -17,6 +17,7 @@ use fuser::{Config, Session, SessionACL};
 use nix::mount::{MntFlags, MsFlags};
 
 use super::fuse::Front;
+use super::guarded;
 use crate::engine::Fs;
 
 /// The file system type in /proc/mounts.
@@ -138,7 +139,7 @@ fn commit_every(fs: &Arc<Fs>, interval: Duration) -> io::Result<(Sender<()>, Joi
     let thread = std::thread::Builder::new().name("commit".into()).spawn(move || {
         while stopped.recv_timeout(interval) == Err(RecvTimeoutError::Timeout) {
             if fs.read_only_reason().is_none()
-                && let Err(error) = fs.sync()
+                && let Err(error) = guarded("periodic commit", || fs.sync())
             {
                 log::error!("periodic commit: {error}");
             }

@@ -3,9 +3,11 @@
 
 mod conformance;
 mod mem;
+mod panicking;
 
 pub use conformance::conformance;
 pub use mem::{Fail, MemGeometry, MemZoned, Rng};
+pub use panicking::{Call, Panicking};
 
 use std::sync::atomic::{AtomicI64, Ordering};
 
