@@ -3,7 +3,7 @@
 //! The invariant: a tag that the kernel handed over is given back exactly once, with a result, whatever the handler
 //! does. A panic becomes `EIO`; an operation nobody knows becomes `EOPNOTSUPP`; a completion that the kernel refuses is
 //! sent again as `EIO` without the append sector, which is the only part it can refuse; and if even that is refused, or
-//! the ring fails, [`serve`] ends with an error and its caller ends the process: only then does the kernel fail the
+//! the ring fails, `serve` ends with an error and its caller ends the process: only then does the kernel fail the
 //! requests (or keep them for `recover`), whatever other queues still do.
 
 use crate::{
