@@ -47,18 +47,9 @@ pub fn protect() -> Result<(), Error> {
 /// The kernel refuses (CAP_SYS_RESOURCE is missing).
 pub fn become_io_flusher() -> Result<(), Error> {
     const REMEDY: &str = "run as root, or with CAP_SYS_RESOURCE";
-    // Numbers of linux/prctl.h, since Linux 5.6.
-    const PR_SET_IO_FLUSHER: libc::c_int = 57;
-    const PR_GET_IO_FLUSHER: libc::c_int = 58;
-    // SAFETY: prctl with plain numbers.
-    let refused = unsafe { libc::prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0) } < 0;
-    // SAFETY: as above.
-    if refused || unsafe { libc::prctl(PR_GET_IO_FLUSHER, 0, 0, 0, 0) } != 1 {
-        return Err(Error::Protect {
-            what: "PR_SET_IO_FLUSHER",
-            source: io::Error::last_os_error(),
-            remedy: REMEDY,
-        });
-    }
-    Ok(())
+    ublk_target::lifecycle::become_io_flusher().map_err(|source| Error::Protect {
+        what: "PR_SET_IO_FLUSHER",
+        source,
+        remedy: REMEDY,
+    })
 }

@@ -405,23 +405,28 @@ fn end_process(why: &str) -> ! {
     unsafe { libc::_exit(1) }
 }
 
-/// `PR_SET_IO_FLUSHER`: this thread's own memory allocations never wait for I/O on the device it serves
+/// `PR_SET_IO_FLUSHER`: the calling thread's own memory allocations never wait for I/O on the device it serves
 /// (Linux 5.6, kernel/sys.c). libublk up to 0.4.6 cleared it by mistake, so it is read back.
-fn set_io_flusher() -> Result<()> {
-    const PR_SET_IO_FLUSHER: i32 = 57;
-    const PR_GET_IO_FLUSHER: i32 = 58;
+///
+/// # Errors
+/// The kernel's, without CAP_SYS_RESOURCE; `EPERM` if the flag did not hold.
+pub fn become_io_flusher() -> io::Result<()> {
+    const PR_SET_IO_FLUSHER: libc::c_int = 57;
+    const PR_GET_IO_FLUSHER: libc::c_int = 58;
     // SAFETY: prctl with plain numbers.
     if unsafe { libc::prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0) } < 0 {
-        return Err(Error::last("PR_SET_IO_FLUSHER (needs CAP_SYS_RESOURCE)"));
+        return Err(io::Error::last_os_error());
     }
     // SAFETY: as above.
     match unsafe { libc::prctl(PR_GET_IO_FLUSHER, 0, 0, 0, 0) } {
         1 => Ok(()),
-        _ => Err(Error::System {
-            what: "PR_SET_IO_FLUSHER did not hold",
-            source: io::Error::from_raw_os_error(libc::EPERM),
-        }),
+        _ => Err(io::Error::from_raw_os_error(libc::EPERM)),
     }
+}
+
+fn set_io_flusher() -> Result<()> {
+    let what = "PR_SET_IO_FLUSHER (needs CAP_SYS_RESOURCE)";
+    become_io_flusher().map_err(|source| Error::System { what, source })
 }
 
 fn stop_on_signal(id: u32) {
