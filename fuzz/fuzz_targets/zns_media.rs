@@ -11,12 +11,16 @@ use std::sync::OnceLock;
 
 use libfuzzer_sys::fuzz_target;
 use ublk_zns::zones::NO_WRITE_POINTER;
+use ublk_zns::engine::DeviceOptions;
+use ublk_zns::media::MediaPlace;
 use ublk_zns::{ZnsConfig, ZnsDevice, ZnsError};
 
 const ZONES: usize = 16;
 /// Where the checksum of the header is (docs/formats.md).
-const CRC_AT: usize = 68;
-const META_BYTES: usize = 8192;
+const CRC_AT: usize = 64;
+/// Header page, session page, and the zones.
+const META_BYTES: usize = 12288;
+const ZONES_AT: usize = 8192;
 
 fn config() -> ZnsConfig {
     ZnsConfig {
@@ -30,13 +34,17 @@ fn config() -> ZnsConfig {
     }
 }
 
+fn options(path: &std::path::Path) -> DeviceOptions {
+    DeviceOptions::new(config(), MediaPlace::Ram(path.to_owned()))
+}
+
 /// The file, and the bytes of a good header and table.
 fn good() -> &'static (tempfile::TempDir, PathBuf, Vec<u8>) {
     static GOOD: OnceLock<(tempfile::TempDir, PathBuf, Vec<u8>)> = OnceLock::new();
     GOOD.get_or_init(|| {
         let dir = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
         let path = dir.path().join("media");
-        drop(ZnsDevice::create(&config(), &path).unwrap());
+        drop(ZnsDevice::create(&options(&path)).unwrap());
         let bytes = std::fs::read(&path).unwrap()[..META_BYTES].to_vec();
         (dir, path, bytes)
     })
@@ -48,7 +56,7 @@ fuzz_target!(|input: &[u8]| {
     let mut bytes = original.clone();
     for change in changes.as_chunks::<2>().0 {
         let at = if switches & 1 == 0 {
-            4096 + usize::from(change[0]) % (8 * ZONES)
+            ZONES_AT + (usize::from(change[0]) * 8) % (64 * ZONES) + usize::from(change[0] >> 5)
         } else {
             usize::from(change[0])
         };
@@ -65,7 +73,7 @@ fuzz_target!(|input: &[u8]| {
     if cut {
         file.set_len(changes.len() as u64 % whole).unwrap();
     }
-    let outcome = ZnsDevice::open(&config(), path);
+    let outcome = ZnsDevice::open(&options(path), false);
     if cut {
         assert!(matches!(outcome, Err(ZnsError::Format { .. })));
         file.set_len(whole).unwrap();
@@ -94,6 +102,6 @@ fuzz_target!(|input: &[u8]| {
     let mut sector = [0; 4096];
     let _ = device.read(report[ZONES - 1].start, &mut sector);
     drop(device);
-    let again = ZnsDevice::open(&config(), path).expect("what opened opens again");
+    let again = ZnsDevice::open(&options(path), false).expect("what opened opens again");
     assert_eq!(again.report(), report);
 });

@@ -1,31 +1,81 @@
 //! The device as a library: the zone rules and the media together, safe to use from many threads.
 //!
-//! State changes take one lock for a few instructions. Data is copied outside it, under its zone's guard: copies share the
-//! guard, so that they run side by side; a reset takes it alone, so that no copy and no new write meets the media while it
-//! is being emptied. Reads look at the zone's published word ([`crate::store`]) and never take the lock.
+//! Most writes go into an open zone and change nothing but its write pointer: they hold that zone's word for a few
+//! instructions. Whatever changes a state takes the one lock too. Data is copied outside both, under its zone's guard:
+//! copies share the guard, so that they run side by side; a reset takes it alone, so that no copy and no new write meets
+//! the media while it is being emptied. Reads look at the zone's word ([`crate::media`]) and take neither lock nor word.
 //!
-//! The invariant: a zone's word is published before the command that changed it returns, and a write's data is in the
-//! media when the write returns; data is only ever read below a zone's published write pointer.
+//! The invariants: a zone's word is published before the command that changed it returns, and a write's data is in the
+//! media when the write returns; data is only ever read below a zone's published write pointer. Locks are taken in the
+//! order settling, guard, state, word.
 
 use crate::{
+    cache::Cache,
     error::ZnsError,
     geometry::{Geometry, SECTOR_BYTES, Sector, ZnsConfig, ZoneId},
-    store::Store,
-    zones::{self, Effect, Readable, ZoneDescriptor, ZoneError, Zones},
+    media::{Media, MediaPlace, SlotId, SlotShape, ZoneField},
+    replay::Replays,
+    zones::{self, Effect, Readable, ZoneDescriptor, ZoneError, ZoneState, Zones},
 };
 use std::{
     io,
     path::Path,
     ptr::NonNull,
-    sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
+    sync::{
+        Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    },
 };
+
+/// What a completed write means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum CacheMode {
+    /// It is durable: in memory as durable as memory gets, in a directory synced one by one.
+    #[default]
+    Durable,
+    /// It may be lost in a power cut until a flush, as with a drive's volatile write cache.
+    Volatile,
+}
+
+/// What a device is and where it lives.
+#[derive(Debug, Clone)]
+pub struct DeviceOptions {
+    /// Its sizes and limits.
+    pub config: ZnsConfig,
+    /// Its media.
+    pub place: MediaPlace,
+    /// What a completed write means.
+    pub cache: CacheMode,
+    /// The tags of the front, so that a successor can tell which writes took their places.
+    pub slots: SlotShape,
+}
+
+impl DeviceOptions {
+    /// A device used in process, with a durable cache.
+    pub fn new(config: ZnsConfig, place: MediaPlace) -> DeviceOptions {
+        DeviceOptions { config, place, cache: CacheMode::Durable, slots: SlotShape::default() }
+    }
+}
+
+/// Zones side by side must not share a cache line: each copy counts itself in its zone's guard.
+#[repr(align(64))]
+#[derive(Default)]
+struct Guard {
+    lock: RwLock<()>,
+    dirty: AtomicBool,
+}
 
 /// A ZNS device.
 pub struct ZnsDevice {
     geometry: Geometry,
     zones: Mutex<Zones>,
-    guards: Box<[RwLock<()>]>,
-    store: Store,
+    guards: Box<[Guard]>,
+    media: Media,
+    pub(crate) cache: Cache,
+    replays: Replays,
+    openings: AtomicU64,
+    powered: AtomicBool,
 }
 
 impl ZnsDevice {
@@ -34,42 +84,61 @@ impl ZnsDevice {
     /// # Errors
     /// [`ZnsError::Config`], [`ZnsError::Media`].
     pub fn new(config: &ZnsConfig) -> Result<ZnsDevice, ZnsError> {
-        let geometry = Geometry::new(config)?;
-        let store = Store::anonymous(&geometry)?;
-        Ok(ZnsDevice::with(Zones::new(geometry), store))
+        ZnsDevice::create(&DeviceOptions::new(config.clone(), MediaPlace::Anonymous))
     }
 
-    /// A new device whose media is the file `path`, in place of any that is there.
+    /// A new device, in place of any that is there (but never of one in a directory).
     ///
     /// # Errors
     /// [`ZnsError::Config`], [`ZnsError::Media`].
-    pub fn create(config: &ZnsConfig, path: &Path) -> Result<ZnsDevice, ZnsError> {
-        let geometry = Geometry::new(config)?;
-        let store = Store::create(path, &geometry)?;
-        Ok(ZnsDevice::with(Zones::new(geometry), store))
+    pub fn create(options: &DeviceOptions) -> Result<ZnsDevice, ZnsError> {
+        let geometry = Geometry::new(&options.config)?;
+        let media = Media::create(options.place.clone(), &geometry, options.slots)?;
+        Ok(ZnsDevice::with(Zones::new(geometry), media, options.cache))
     }
 
-    /// The device that was left in the file `path`: same data, same zone states, the order in which zones were opened
-    /// excepted.
+    /// The device that was left at a place: same data, same zone states. With `recover`, writes that its dead daemon had
+    /// in progress may come again, and are known.
     ///
     /// # Errors
-    /// [`ZnsError::Config`], [`ZnsError::Media`], [`ZnsError::Format`].
-    pub fn open(config: &ZnsConfig, path: &Path) -> Result<ZnsDevice, ZnsError> {
-        let geometry = Geometry::new(config)?;
-        let store = Store::open(path, &geometry)?;
-        let states = (0..geometry.zones()).map(|id| store.load(ZoneId(id))).collect::<Result<Vec<_>, _>>()?;
+    /// [`ZnsError::Config`], [`ZnsError::Media`], [`ZnsError::Format`], [`ZnsError::InUse`].
+    pub fn open(options: &DeviceOptions, recover: bool) -> Result<ZnsDevice, ZnsError> {
+        let geometry = Geometry::new(&options.config)?;
+        let media = Media::open(options.place.clone(), &geometry, options.slots, recover)?;
+        let states = (0..geometry.zones()).map(|id| media.left(ZoneId(id))).collect::<Result<Vec<_>, _>>()?;
+        let opened = states.iter().map(|(.., opened)| *opened).max().unwrap_or(0);
         let zones = Zones::restore(geometry.clone(), states).map_err(|(zone, why)| ZnsError::Format {
-            path: path.to_owned(),
-            offset: 4096 + u64::from(zone.0) * 8,
+            path: options.place.table_path(),
+            offset: 8192 + u64::from(zone.0) * 64,
             why: format!("zone {}: {why}", zone.0),
         })?;
-        Ok(ZnsDevice::with(zones, store))
+        media.release_all();
+        let mut device = ZnsDevice::with(zones, media, options.cache);
+        device.openings = AtomicU64::new(opened + 1);
+        if recover {
+            device.replays = Replays::inherit(&device.media, &device.geometry);
+        }
+        // What a killed daemon had not flushed is still not flushed.
+        for zone in (0..device.geometry.zones()).map(ZoneId) {
+            device.mark_dirty(zone);
+        }
+        Ok(device)
     }
 
-    fn with(zones: Zones, store: Store) -> ZnsDevice {
+    fn with(zones: Zones, media: Media, mode: CacheMode) -> ZnsDevice {
         let geometry = zones.geometry().clone();
-        let guards = (0..geometry.zones()).map(|_| RwLock::new(())).collect();
-        ZnsDevice { geometry, zones: Mutex::new(zones), guards, store }
+        let guards = (0..geometry.zones()).map(|_| Guard::default()).collect();
+        let cache = Cache::new(mode, media.lasts());
+        ZnsDevice {
+            geometry,
+            zones: Mutex::new(zones),
+            guards,
+            media,
+            cache,
+            replays: Replays::default(),
+            openings: AtomicU64::new(1),
+            powered: AtomicBool::new(true),
+        }
     }
 
     /// The device's sizes.
@@ -77,9 +146,17 @@ impl ZnsDevice {
         &self.geometry
     }
 
-    /// The file that holds the media, if it has a name.
-    pub fn media_file(&self) -> Option<&Path> {
-        Some(self.store.path()).filter(|path| path.is_absolute())
+    /// The device's media.
+    pub fn media(&self) -> &Media {
+        &self.media
+    }
+
+    /// The file or directory that holds the media, if it has a name.
+    pub fn media_path(&self) -> Option<&Path> {
+        match self.media.place() {
+            MediaPlace::Anonymous => None,
+            MediaPlace::Ram(path) | MediaPlace::Dir(path) => Some(path),
+        }
     }
 
     /// A panic while the lock was held cannot have left the zones half changed: every check precedes every change.
@@ -88,37 +165,107 @@ impl ZnsDevice {
     }
 
     /// For a copy that others may run beside: the kernel's, which tears at worst.
-    fn share(&self, zone: ZoneId) -> Option<RwLockReadGuard<'_, ()>> {
-        let guard = self.guards.get(zone.0 as usize)?;
-        Some(guard.read().unwrap_or_else(PoisonError::into_inner))
+    fn share(&self, zone: ZoneId) -> Result<Option<RwLockReadGuard<'_, ()>>, ZnsError> {
+        let guard = self.guards.get(zone.0 as usize);
+        let held = guard.map(|guard| guard.lock.read().unwrap_or_else(PoisonError::into_inner));
+        self.check_power().map(|()| held)
     }
 
     /// For what must have the zone's media alone.
-    fn alone(&self, zone: ZoneId) -> Option<RwLockWriteGuard<'_, ()>> {
+    pub(crate) fn alone(&self, zone: ZoneId) -> Option<RwLockWriteGuard<'_, ()>> {
         let guard = self.guards.get(zone.0 as usize)?;
-        Some(guard.write().unwrap_or_else(PoisonError::into_inner))
+        Some(guard.lock.write().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Under a guard or the lock, so that a power cut, which takes all of them, lets nothing slip through.
+    fn check_power(&self) -> Result<(), ZnsError> {
+        if self.powered.load(Relaxed) { Ok(()) } else { Err(ZnsError::NoPower) }
+    }
+
+    /// Whether the simulated power is on.
+    pub fn is_powered(&self) -> bool {
+        self.powered.load(Relaxed)
+    }
+
+    pub(crate) fn set_powered(&self, on: bool) {
+        self.powered.store(on, Relaxed);
     }
 
     fn zone_of(&self, sector: Sector) -> ZoneId {
         self.geometry.locate(sector).map_or(ZoneId(u32::MAX), |(zone, _)| zone)
     }
 
-    fn publish(&self, zones: &Zones, id: ZoneId) {
-        if let Ok((state, written)) = zones.state(id) {
-            self.store.publish(id, state, written);
+    /// Notes that a zone has changed since the last flush.
+    fn mark_dirty(&self, zone: ZoneId) {
+        if !self.cache.tracks() {
+            return;
+        }
+        if let Some(guard) = self.guards.get(zone.0 as usize)
+            && !guard.dirty.load(Relaxed)
+            && !guard.dirty.swap(true, Relaxed)
+        {
+            self.cache.add_dirty(zone);
         }
     }
 
-    /// Does one command under the lock and publishes what it changed.
-    fn command(&self, run: impl FnOnce(&mut Zones) -> Result<Effect, ZoneError>) -> Result<Effect, ZnsError> {
+    /// The zone's changes so far are in what is being flushed.
+    pub(crate) fn clear_dirty(&self, zone: ZoneId) {
+        if let Some(guard) = self.guards.get(zone.0 as usize) {
+            guard.dirty.store(false, Relaxed);
+        }
+    }
+
+    pub(crate) fn dirty_again(&self, zone: ZoneId) {
+        self.mark_dirty(zone);
+    }
+
+    /// Does one command on `zone` under the lock and publishes what it changed.
+    fn command(
+        &self,
+        zone: ZoneId,
+        run: impl FnOnce(&mut Zones) -> Result<Effect, ZoneError>,
+    ) -> Result<Effect, ZnsError> {
+        self.command_in_slot(zone, None, run)
+    }
+
+    fn command_in_slot(
+        &self,
+        zone: ZoneId,
+        slot: Option<(SlotId, bool, u64)>,
+        run: impl FnOnce(&mut Zones) -> Result<Effect, ZoneError>,
+    ) -> Result<Effect, ZnsError> {
         let mut zones = self.lock();
+        self.check_power()?;
+        let mut held = self.media.hold(zone);
+        if let Some(held) = &held {
+            zones.catch_up(zone, held.get().1);
+        }
         let effect = run(&mut zones)?;
+        if let Some((slot, append, sectors)) = slot {
+            self.media.place_write(slot, append, effect.sector.0, sectors);
+        }
         // The closed zone first: a successor that sees only the first of two words must find the limits kept.
         if let Some(closed) = effect.closed {
-            self.publish(&zones, closed);
+            let mut victim = self.media.hold(closed);
+            if let Some(victim) = &mut victim {
+                zones.catch_up(closed, victim.get().1);
+                self.publish(&zones, closed, victim);
+            }
         }
-        self.publish(&zones, effect.zone);
+        if let Some(held) = &mut held {
+            self.publish(&zones, effect.zone, held);
+        }
         Ok(effect)
+    }
+
+    fn publish(&self, zones: &Zones, id: ZoneId, held: &mut crate::media::HeldZone<'_>) {
+        if let Ok((state, written)) = zones.state(id) {
+            if state == ZoneState::ImplicitlyOpen && held.get().0 != state {
+                self.media.set_field(id, ZoneField::Opened, self.openings.fetch_add(1, Relaxed));
+            }
+            held.set(state, written);
+            self.mark_dirty(id);
+        }
     }
 
     /// All zones, in order.
@@ -126,12 +273,17 @@ impl ZnsDevice {
         (0..self.geometry.zones()).filter_map(|id| self.describe(ZoneId(id)).ok()).collect()
     }
 
-    /// One zone as a report shows it.
+    /// One zone as a report shows it. Takes no lock.
     ///
     /// # Errors
     /// [`ZoneError::NoZone`].
     pub fn describe(&self, zone: ZoneId) -> Result<ZoneDescriptor, ZnsError> {
-        Ok(self.lock().describe(zone)?)
+        let zones = self.geometry.zones();
+        if zone.0 >= zones {
+            return Err(ZoneError::NoZone { zone: zone.0, zones }.into());
+        }
+        let (state, written) = self.media.load(zone)?;
+        Ok(zones::describe(&self.geometry, zone, state, written))
     }
 
     /// How many zones are open and how many active.
@@ -146,22 +298,22 @@ impl ZnsDevice {
     /// The zone rules.
     pub fn check_read(&self, sector: Sector, sectors: u64) -> Result<Readable, ZnsError> {
         let (zone, offset) = zones::locate(&self.geometry, sector, sectors)?;
-        let (state, written) = self.store.load(zone)?;
-        Ok(zones::readable(&self.geometry, zone, offset, sectors, state, written)?)
+        let (state, written) = self.media.load(zone)?;
+        Ok(zones::readable(zone, offset, sectors, state, written)?)
     }
 
     /// Reads `sectors` at `sector` from many threads at once: lets `copy` take what holds data, and says how much that is.
     /// `copy` must be the kernel's (a system call on the memory): a write beside it may change the bytes meanwhile.
     ///
     /// # Errors
-    /// The zone rules; [`ZnsError::Transfer`] with what `copy` says.
+    /// The zone rules; [`ZnsError::Transfer`] with what `copy` says; [`ZnsError::NoPower`].
     pub fn read_with(
         &self,
         sector: Sector,
         sectors: u64,
         copy: impl FnOnce(NonNull<u8>, usize) -> io::Result<()>,
     ) -> Result<Readable, ZnsError> {
-        let _shared = self.share(self.zone_of(sector));
+        let _shared = self.share(self.zone_of(sector))?;
         let found = self.check_read(sector, sectors)?;
         if found.written > 0 {
             self.transfer(found.zone, found.offset, found.written, copy)?;
@@ -177,63 +329,125 @@ impl ZnsDevice {
         copy: impl FnOnce(NonNull<u8>, usize) -> io::Result<()>,
     ) -> Result<(), ZnsError> {
         let failed = |bytes, source| ZnsError::Transfer { zone: zone.0, bytes, source };
-        match self.store.data(zone, offset, sectors) {
+        match self.media.data(zone, offset, sectors) {
             Some((at, bytes)) => copy(at, bytes).map_err(|source| failed(bytes, source)),
             None => Err(failed(0, io::Error::from_raw_os_error(libc::EINVAL))),
         }
     }
 
     /// Writes `sectors` at `sector`: takes the place, then lets `copy` fill it. `copy` must be the kernel's, as in
-    /// [`ZnsDevice::read_with`].
+    /// [`ZnsDevice::read_with`]. With a `slot`, a successor of this process knows the write if it comes again.
     ///
     /// # Errors
     /// The zone rules; [`ZnsError::Transfer`] if `copy` fails: the write pointer has moved then, as a failed write may.
     pub fn write_with(
         &self,
+        slot: Option<SlotId>,
         sector: Sector,
         sectors: u64,
         copy: impl FnOnce(NonNull<u8>, usize) -> io::Result<()>,
     ) -> Result<(), ZnsError> {
-        let _shared = self.share(self.zone_of(sector));
-        self.write_guarded(sector, sectors, copy)
+        let _shared = self.share(self.zone_of(sector))?;
+        self.write_guarded(slot, sector, sectors, copy)
     }
 
     fn write_guarded(
         &self,
+        slot: Option<SlotId>,
         sector: Sector,
         sectors: u64,
         copy: impl FnOnce(NonNull<u8>, usize) -> io::Result<()>,
     ) -> Result<(), ZnsError> {
-        let effect = self.command(|zones| zones.write(sector, sectors))?;
-        let offset = sector.0 - self.geometry.start(effect.zone).0;
-        self.transfer(effect.zone, offset, sectors, copy)
+        let (zone, offset) = zones::locate(&self.geometry, sector, sectors)?;
+        self.keep_old_blocks(zone, offset, sectors);
+        let placed = self.place_in_open_zone(zone, Some(offset), sectors, slot, false);
+        if placed.is_none() && !self.replays.take_write(&self.media, zone, sector, sectors) {
+            let slot = slot.map(|slot| (slot, false, sectors));
+            self.command_in_slot(zone, slot, |zones| zones.write(sector, sectors))?;
+        }
+        self.media.add_field(zone, ZoneField::HostSectors, sectors);
+        self.transfer(zone, offset, sectors, copy)
+    }
+
+    /// The short way of a write: into an open zone. `None` when it takes the whole state machine.
+    fn place_in_open_zone(
+        &self,
+        zone: ZoneId,
+        offset: Option<u64>,
+        sectors: u64,
+        slot: Option<SlotId>,
+        append: bool,
+    ) -> Option<u64> {
+        let mut held = self.media.hold(zone)?;
+        let (state, written) = held.get();
+        let end = zones::write_in_open_zone(&self.geometry, zone, (state, written), offset, sectors)?;
+        let at = offset.unwrap_or(written);
+        if let Some(slot) = slot {
+            self.media.place_write(slot, append, self.geometry.start(zone).0 + at, sectors);
+        }
+        held.set(state, end);
+        drop(held);
+        self.mark_dirty(zone);
+        Some(at)
+    }
+
+    /// A power cut may take an unflushed overwrite back, so the old blocks are kept until the next flush.
+    fn keep_old_blocks(&self, zone: ZoneId, offset: u64, sectors: u64) {
+        if self.geometry.is_conventional(zone) {
+            self.cache.keep_old_blocks(&self.media, &self.geometry, zone, offset, sectors);
+        }
     }
 
     /// Appends `sectors` to the zone that starts at `start`: takes the place, then lets `copy` fill it. Returns where.
-    /// `copy` must be the kernel's, as in [`ZnsDevice::read_with`].
+    /// `copy` must be the kernel's, as in [`ZnsDevice::read_with`]; `slot` as in [`ZnsDevice::write_with`].
     ///
     /// # Errors
     /// As [`ZnsDevice::write_with`].
     pub fn append_with(
         &self,
+        slot: Option<SlotId>,
         start: Sector,
         sectors: u64,
         copy: impl FnOnce(NonNull<u8>, usize) -> io::Result<()>,
     ) -> Result<Sector, ZnsError> {
-        let _shared = self.share(self.zone_of(start));
-        self.append_guarded(start, sectors, copy)
+        let _shared = self.share(self.zone_of(start))?;
+        self.append_guarded(slot, start, sectors, copy)
     }
 
     fn append_guarded(
         &self,
+        slot: Option<SlotId>,
         start: Sector,
         sectors: u64,
         copy: impl FnOnce(NonNull<u8>, usize) -> io::Result<()>,
     ) -> Result<Sector, ZnsError> {
-        let effect = self.command(|zones| zones.append(start, sectors))?;
-        let offset = effect.sector.0 - start.0;
-        self.transfer(effect.zone, offset, sectors, copy)?;
-        Ok(effect.sector)
+        let (zone, offset) = zones::locate(&self.geometry, start, sectors)?;
+        let at = match self.replays.take_append(&self.media, slot, zone, &self.geometry, sectors) {
+            Some(at) => at,
+            None => self.place_append(slot, zone, start, offset, sectors)?,
+        };
+        self.media.add_field(zone, ZoneField::HostSectors, sectors);
+        self.transfer(zone, at, sectors, copy)?;
+        Ok(Sector(start.0 + at))
+    }
+
+    fn place_append(
+        &self,
+        slot: Option<SlotId>,
+        zone: ZoneId,
+        start: Sector,
+        offset: u64,
+        sectors: u64,
+    ) -> Result<u64, ZnsError> {
+        if offset == 0
+            && sectors <= self.geometry.max_append_sectors()
+            && let Some(at) = self.place_in_open_zone(zone, None, sectors, slot, true)
+        {
+            return Ok(at);
+        }
+        let slot = slot.map(|slot| (slot, true, sectors));
+        let effect = self.command_in_slot(zone, slot, |zones| zones.append(start, sectors))?;
+        Ok(effect.sector.0 - start.0)
     }
 
     /// Reads `buffer.len()` bytes at `sector`, within one zone; what was never written is zeroes.
@@ -260,8 +474,13 @@ impl ZnsDevice {
     /// # Errors
     /// The zone rules.
     pub fn write(&self, sector: Sector, data: &[u8]) -> Result<(), ZnsError> {
-        let _alone = self.alone(self.zone_of(sector));
-        self.write_guarded(sector, sectors_of(data.len()), |to, bytes| copy_in(data, to, bytes))
+        let zone = self.zone_of(sector);
+        {
+            let _alone = self.alone(zone);
+            self.check_power()?;
+            self.write_guarded(None, sector, sectors_of(data.len()), |to, bytes| copy_in(data, to, bytes))?;
+        }
+        self.written_through()
     }
 
     /// Appends `data` to `zone` and returns where it went.
@@ -270,8 +489,13 @@ impl ZnsDevice {
     /// The zone rules.
     pub fn append(&self, zone: ZoneId, data: &[u8]) -> Result<Sector, ZnsError> {
         let start = self.geometry.start(zone);
-        let _alone = self.alone(zone);
-        self.append_guarded(start, sectors_of(data.len()), |to, bytes| copy_in(data, to, bytes))
+        let at = {
+            let _alone = self.alone(zone);
+            self.check_power()?;
+            self.append_guarded(None, start, sectors_of(data.len()), |to, bytes| copy_in(data, to, bytes))?
+        };
+        self.written_through()?;
+        Ok(at)
     }
 
     /// Opens a zone explicitly.
@@ -279,7 +503,8 @@ impl ZnsDevice {
     /// # Errors
     /// The zone rules.
     pub fn open_zone(&self, zone: ZoneId) -> Result<(), ZnsError> {
-        self.command(|zones| zones.open(zone)).map(drop)
+        self.command(zone, |zones| zones.open(zone))?;
+        self.written_through()
     }
 
     /// Closes a zone.
@@ -287,26 +512,39 @@ impl ZnsDevice {
     /// # Errors
     /// The zone rules.
     pub fn close_zone(&self, zone: ZoneId) -> Result<(), ZnsError> {
-        self.command(|zones| zones.close(zone)).map(drop)
+        self.command(zone, |zones| zones.close(zone))?;
+        self.written_through()
     }
 
-    /// Makes a zone full.
+    /// Makes a zone full, durably.
     ///
     /// # Errors
-    /// The zone rules.
+    /// The zone rules; [`ZnsError::Media`].
     pub fn finish_zone(&self, zone: ZoneId) -> Result<(), ZnsError> {
-        self.command(|zones| zones.finish(zone)).map(drop)
+        let settling = self.cache.settling();
+        self.command(zone, |zones| zones.finish(zone))?;
+        self.settle(&settling, [zone])
     }
 
-    /// Empties a zone and gives its memory back.
+    /// Empties a zone, durably, and gives its memory back.
     ///
     /// # Errors
     /// The zone rules; [`ZnsError::Media`].
     pub fn reset_zone(&self, zone: ZoneId) -> Result<(), ZnsError> {
+        let settling = self.cache.settling();
         let _alone = self.alone(zone);
-        self.command(|zones| zones.reset(zone))?;
+        let (before, written) = self.media.load(zone).unwrap_or((ZoneState::Empty, 0));
+        self.command(zone, |zones| zones.reset(zone))?;
+        self.replays.forget_zone(&self.media, zone);
+        if before != ZoneState::Empty || written != 0 {
+            self.media.add_field(zone, ZoneField::Cycles, 1);
+            self.media.set_field(zone, ZoneField::Reads, 0);
+            self.media.set_field(zone, ZoneField::ProgrammedAt, 0);
+        }
+        // Before the data goes: a journal that still spoke of it would promise what is no longer there.
+        self.settle_alone(&settling, zone)?;
         // After the word: should the process die here, what is not yet deallocated is already unreadable.
-        self.store.deallocate(zone)
+        self.media.deallocate(zone)
     }
 
     /// Empties every zone that can be.
@@ -328,7 +566,9 @@ impl ZnsDevice {
     /// # Errors
     /// The zone rules.
     pub fn wear_out(&self, zone: ZoneId) -> Result<(), ZnsError> {
-        self.command(|zones| zones.wear_out(zone)).map(drop)
+        let settling = self.cache.settling();
+        self.command(zone, |zones| zones.wear_out(zone))?;
+        self.settle(&settling, [zone])
     }
 
     /// Takes a zone offline, as failed media does.
@@ -336,14 +576,45 @@ impl ZnsDevice {
     /// # Errors
     /// The zone rules.
     pub fn fail(&self, zone: ZoneId) -> Result<(), ZnsError> {
-        self.command(|zones| zones.fail(zone)).map(drop)
+        let settling = self.cache.settling();
+        self.command(zone, |zones| zones.fail(zone))?;
+        self.settle(&settling, [zone])
     }
 
-    /// Makes everything written so far last. Media in memory has nothing to do.
+    /// A completed command lasts from here on, where the device promises that. Not only its zone: a zone that was closed to
+    /// make room has changed too.
     ///
     /// # Errors
-    /// None today; a media that can lose data will have some.
-    pub fn flush(&self) -> Result<(), ZnsError> {
+    /// [`ZnsError::Media`].
+    pub fn written_through(&self) -> Result<(), ZnsError> {
+        if self.cache.writes_through() { self.flush() } else { Ok(()) }
+    }
+
+    /// The tag's completion goes to the kernel now.
+    pub fn committing(&self, slot: SlotId) {
+        self.media.committing(slot);
+    }
+
+    /// The kernel has the tag's completion: its write will not come again.
+    pub fn committed(&self, slot: SlotId) {
+        self.media.clear_slot(slot);
+    }
+
+    /// The zones as the state machine has them, for who replaces them (a power cut). Everything else must be kept out.
+    pub(crate) fn replace_zones(&self, states: Vec<(ZoneState, u64)>) -> Result<(), ZnsError> {
+        let mut zones = self.lock();
+        let left = states.iter().map(|(state, written)| (*state, *written, 0));
+        let fresh = Zones::restore(self.geometry.clone(), left).map_err(|(zone, why)| ZnsError::Format {
+            path: self.media.place().table_path(),
+            offset: 0,
+            why: format!("zone {}: {why}", zone.0),
+        })?;
+        for (id, (state, written)) in (0..).map(ZoneId).zip(states) {
+            if let Some(mut held) = self.media.hold(id) {
+                held.set(state, written);
+            }
+        }
+        *zones = fresh;
         Ok(())
     }
 }
@@ -374,6 +645,10 @@ mod tests {
             max_active_zones: Some(3),
             ..Default::default()
         }
+    }
+
+    fn at(path: &Path) -> DeviceOptions {
+        DeviceOptions::new(config(), MediaPlace::Ram(path.to_owned()))
     }
 
     #[test]
@@ -417,14 +692,14 @@ mod tests {
     fn a_device_comes_back_from_its_file_with_states_limits_and_data() {
         let tmp = tempfile::tempdir().unwrap();
         let path = tmp.path().join("media");
-        let device = ZnsDevice::create(&config(), &path).unwrap();
+        let device = ZnsDevice::create(&at(&path)).unwrap();
         device.open_zone(ZoneId(0)).unwrap();
         device.write(Sector(2048), &[5; 4096]).unwrap();
         device.write(Sector(4096), &[6; 4096]).unwrap();
         device.fail(ZoneId(3)).unwrap();
         let before = device.report();
         drop(device);
-        let device = ZnsDevice::open(&config(), &path).unwrap();
+        let device = ZnsDevice::open(&at(&path), false).unwrap();
         assert_eq!(device.report(), before);
         assert_eq!(device.resources(), (2, 3));
         let mut back = [0; 4096];

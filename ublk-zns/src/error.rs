@@ -40,6 +40,12 @@ pub enum ZnsError {
         /// What is wrong, and what would be right.
         why: String,
     },
+    /// Another process uses the media.
+    #[error("media {0}: another process is using it")]
+    InUse(PathBuf),
+    /// A simulated power cut: nothing works until power is back.
+    #[error("the device has no power")]
+    NoPower,
     /// A command this device does not have.
     #[error("{0} is not supported by a zoned device")]
     Unsupported(&'static str),

@@ -1,9 +1,10 @@
 //! The ublk front: block requests to zone commands, and every error to its errno, in this place only.
 
 use crate::{
-    engine::ZnsDevice,
+    engine::{CacheMode, DeviceOptions, ZnsDevice},
     error::ZnsError,
     geometry::{Geometry, SECTOR_BYTES, Sector, ZnsConfig, ZoneId},
+    media::{self, MediaPlace, SlotId, SlotShape},
     zones::{ZoneDescriptor, ZoneError, ZoneState, ZoneType},
 };
 use serde::{Deserialize, Serialize};
@@ -31,24 +32,55 @@ pub struct FrontOptions {
     pub queues: u16,
     /// Requests in flight per queue.
     pub depth: u16,
+    /// The directory of media that lasts; without, it is in memory.
+    #[serde(default)]
+    pub media_dir: Option<PathBuf>,
+    /// What a completed write means.
+    #[serde(default)]
+    pub cache: CacheMode,
+    /// What a daemon's death means for the requests it held.
+    #[serde(default)]
+    pub recovery: RecoveryMode,
+}
+
+/// What happens to the requests that a dead daemon held, once there is a new one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RecoveryMode {
+    /// They are done by the new daemon, and none twice.
+    #[default]
+    Reissue,
+    /// They fail.
+    Abort,
+}
+
+impl FrontOptions {
+    fn device(&self, id: u32) -> DeviceOptions {
+        let place = match &self.media_dir {
+            Some(dir) => MediaPlace::Dir(dir.clone()),
+            None => MediaPlace::Ram(media_path(id)),
+        };
+        let slots = SlotShape { queues: self.queues, depth: self.depth };
+        DeviceOptions { config: self.config.clone(), place, cache: self.cache, slots }
+    }
 }
 
 /// The ublk target.
 pub struct ZnsTarget {
     options: FrontOptions,
     geometry: Geometry,
-    existing: bool,
+    recover: bool,
     device: OnceLock<Arc<ZnsDevice>>,
 }
 
 impl ZnsTarget {
-    /// A target for a new device, or with `existing` for the one its daemon left behind.
+    /// A target for a new device, or with `recover` for the one its daemon left behind.
     ///
     /// # Errors
     /// [`ZnsError::Config`].
-    pub fn new(options: FrontOptions, existing: bool) -> Result<ZnsTarget, ZnsError> {
+    pub fn new(options: FrontOptions, recover: bool) -> Result<ZnsTarget, ZnsError> {
         let geometry = Geometry::new(&options.config)?;
-        Ok(ZnsTarget { options, geometry, existing, device: OnceLock::new() })
+        Ok(ZnsTarget { options, geometry, recover, device: OnceLock::new() })
     }
 
     fn device(&self) -> Result<&Arc<ZnsDevice>, String> {
@@ -76,7 +108,10 @@ impl Target for ZnsTarget {
             physical_block_bytes: self.geometry.block_bytes().max(4096),
             queues: self.options.queues,
             depth: self.options.depth,
-            write_cache: WriteCache::Durable,
+            write_cache: match self.options.cache {
+                CacheMode::Durable => WriteCache::Durable,
+                CacheMode::Volatile => WriteCache::Volatile { fua: true },
+            },
             zoned: Some(ZonedSpec {
                 zone_size_bytes: self.geometry.zone_sectors() * SECTOR_BYTES,
                 max_open_zones: self.geometry.max_open(),
@@ -84,20 +119,26 @@ impl Target for ZnsTarget {
                 max_append_bytes: (self.geometry.max_append_sectors() * SECTOR_BYTES) as u32,
             }),
             data_path: DataPath::UserCopy,
-            recovery: Recovery::Abort,
+            recovery: match self.options.recovery {
+                RecoveryMode::Reissue => Recovery::Reissue,
+                RecoveryMode::Abort => Recovery::Abort,
+            },
             ..DeviceSpec::new(self.geometry.sectors() * SECTOR_BYTES)
         }
     }
 
     fn bind(&self, id: u32) -> Result<(), BoxError> {
-        let (config, path) = (&self.options.config, media_path(id));
-        let device =
-            if self.existing { ZnsDevice::open(config, &path) } else { ZnsDevice::create(config, &path) }?;
+        let options = self.options.device(id);
+        let there = matches!(&options.place, MediaPlace::Dir(dir) if media::is_device(dir));
+        let device = match self.recover || there {
+            true => ZnsDevice::open(&options, self.recover),
+            false => ZnsDevice::create(&options),
+        }?;
         self.device.set(Arc::new(device)).map_err(|_| "a target serves one device".into())
     }
 
-    fn open_queue(&self, _: u16) -> Result<ZnsQueue, BoxError> {
-        Ok(ZnsQueue { device: Arc::clone(self.device()?) })
+    fn open_queue(&self, queue: u16) -> Result<ZnsQueue, BoxError> {
+        Ok(ZnsQueue { device: Arc::clone(self.device()?), queue })
     }
 
     fn stats(&self) -> Value {
@@ -128,11 +169,12 @@ impl Target for ZnsTarget {
     }
 
     fn stopped(&self) {
-        if let Ok(device) = self.device()
-            && let Some(id) = device.media_file()
-            && let Err(error) = std::fs::remove_file(id)
-        {
-            log::warn!("{}: {error}", id.display());
+        let Ok(device) = self.device() else { return };
+        if let Err(error) = device.flush() {
+            log::error!("the last flush: {error}");
+        }
+        if let place @ MediaPlace::Ram(_) = device.media().place() {
+            media::remove(place);
         }
     }
 }
@@ -172,6 +214,7 @@ fn zone_json(zone: &ZoneDescriptor) -> Value {
 /// One queue of a device: nothing of its own, the device is shared.
 pub struct ZnsQueue {
     device: Arc<ZnsDevice>,
+    queue: u16,
 }
 
 impl QueueHandler for ZnsQueue {
@@ -188,14 +231,17 @@ impl ZnsQueue {
         let device = &*self.device;
         let (sector, sectors) = (Sector(request.sector), u64::from(request.sectors));
         let zone = device.geometry().locate(sector).map_or(ZoneId(u32::MAX), |(zone, _)| zone);
+        let slot = Some(SlotId { queue: self.queue, tag: request.tag });
         match request.op {
             Op::Read => self.read(sector, sectors, payload)?,
             Op::Write => {
-                device.write_with(sector, sectors, |to, bytes| fetch(payload, to.as_ptr(), bytes))?;
+                device.write_with(slot, sector, sectors, |to, bytes| fetch(payload, to.as_ptr(), bytes))?;
+                self.make_durable(zone, request.fua)?;
             }
             Op::ZoneAppend => {
-                let at =
-                    device.append_with(sector, sectors, |to, bytes| fetch(payload, to.as_ptr(), bytes))?;
+                let at = device
+                    .append_with(slot, sector, sectors, |to, bytes| fetch(payload, to.as_ptr(), bytes))?;
+                self.make_durable(zone, request.fua)?;
                 return Ok(Done::AppendedAt(at.0));
             }
             Op::Flush => device.flush()?,
@@ -209,6 +255,10 @@ impl ZnsQueue {
             Op::Discard | Op::WriteZeroes => return Err(ZnsError::Unsupported(request.op.name())),
         }
         Ok(Done::Whole)
+    }
+
+    fn make_durable(&self, zone: ZoneId, fua: bool) -> Result<(), ZnsError> {
+        if fua { self.device.flush_zone(zone) } else { self.device.written_through() }
     }
 
     fn read(&self, sector: Sector, sectors: u64, payload: &mut Payload<'_>) -> Result<(), ZnsError> {
@@ -357,7 +407,7 @@ mod tests {
     #[test]
     fn a_handler_answers_reports_reads_and_errors_without_a_kernel() {
         let config = ZnsConfig { size_bytes: 4 << 20, zone_size_bytes: 1 << 20, ..Default::default() };
-        let mut queue = ZnsQueue { device: Arc::new(ZnsDevice::new(&config).unwrap()) };
+        let mut queue = ZnsQueue { device: Arc::new(ZnsDevice::new(&config).unwrap()), queue: 0 };
         let request = |op, sector, sectors| Request { op, sector, sectors, fua: false, tag: 0 };
         let mut bytes = vec![9; 6 * BLK_ZONE_BYTES];
         let done = queue.handle(&request(Op::ReportZones, 2048, 6), &mut Payload::Buffer(&mut bytes));

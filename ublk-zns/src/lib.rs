@@ -1,15 +1,19 @@
 //! A ZNS SSD in user space: the zone state machine, its media, and the ublk front.
 //!
 //! - [`geometry`] and [`zones`] are the model: pure, synchronous, read like the specification;
-//! - [`store`] is the media: one shared mapping that holds the data and the zones' states;
+//! - [`media`] holds the data and the zones' states, in memory or in files with a journal;
 //! - [`engine`] puts both together: the device as a library ([`engine::ZnsDevice`]), also used in process by zonefs-fuse;
+//!   [`cache`] makes it flush and lose power, [`replay`] knows the writes of a daemon that died;
 //! - [`front`] serves it through ublk, and is the one place where an error becomes an errno.
 
+pub mod cache;
 pub mod engine;
 pub mod error;
 pub mod front;
 pub mod geometry;
-pub mod store;
+pub mod media;
+pub mod replay;
+pub mod rng;
 pub mod zones;
 
 pub use engine::ZnsDevice;

@@ -3,14 +3,16 @@
 use bytesize::ByteSize;
 use clap::{Args, Parser, Subcommand};
 use serde_json::json;
-use std::process::ExitCode;
+use std::{path::PathBuf, process::ExitCode};
 use ublk_target::{
     Error, cli,
     lifecycle::{self, RunOptions, UsageError},
 };
 use ublk_zns::{
-    ZnsConfig, ZnsError,
-    front::{FrontOptions, ZnsTarget, media_path},
+    ZnsConfig, ZnsDevice, ZnsError,
+    engine::{CacheMode, DeviceOptions},
+    front::{FrontOptions, RecoveryMode, ZnsTarget, media_path},
+    media::{self, Media, MediaPlace},
 };
 
 /// A ZNS SSD in user space
@@ -28,7 +30,10 @@ enum Command {
         after_help = "Example:\n  ublk-zns add --size 1GiB --zone-size 64MiB --zone-capacity 48MiB --max-open 12 --max-active 14"
     )]
     Add(Box<Add>),
-    /// Delete a device
+    /// Make a device in a directory, without loading it: for `add --media file:DIR` and for model:DIR
+    #[command(after_help = "Example:\n  ublk-zns create /var/lib/zns0 --size 1GiB --zone-size 64MiB")]
+    Create(Create),
+    /// Delete a device; what --media file:DIR holds stays
     #[command(after_help = "Example:\n  ublk-zns del 0\n  ublk-zns del --all")]
     Del(cli::DelArgs),
     /// List the ZNS devices
@@ -68,37 +73,33 @@ enum Command {
     },
 }
 
+/// What a device is. Options that are not given come from the device that is there, or else are the defaults.
 #[derive(Args)]
-struct Add {
-    #[command(flatten)]
-    common: cli::AddArgs,
-    /// Sum of all zone sizes
-    #[arg(long, default_value = "4GiB")]
-    size: ByteSize,
-    /// Zone size, a power of two
-    #[arg(long, default_value = "64MiB")]
-    zone_size: ByteSize,
+struct Shape {
+    /// Sum of all zone sizes [default: 4GiB]
+    #[arg(long)]
+    size: Option<ByteSize>,
+    /// Zone size, a power of two [default: 64MiB]
+    #[arg(long)]
+    zone_size: Option<ByteSize>,
     /// Writable part of each zone [default: the zone size]
     #[arg(long)]
     zone_capacity: Option<ByteSize>,
-    /// Conventional zones at the start
-    #[arg(long, default_value_t = 0, value_name = "ZONES")]
-    conv_zones: u32,
+    /// Conventional zones at the start [default: 0]
+    #[arg(long, value_name = "ZONES")]
+    conv_zones: Option<u32>,
     /// Maximum open zones, 0 for no limit [default: 14, or fewer if there are fewer zones]
     #[arg(long, value_name = "ZONES")]
     max_open: Option<u32>,
     /// Maximum active zones, 0 for no limit [default: 14, or fewer if there are fewer zones]
     #[arg(long, value_name = "ZONES")]
     max_active: Option<u32>,
-    /// The longest zone append
-    #[arg(long, default_value = "512KiB")]
-    max_append: ByteSize,
-    /// Logical block: 512 to 4096 bytes
-    #[arg(long, default_value = "4KiB")]
-    block_size: ByteSize,
-    /// Where the data lives: in memory, kept while the machine runs, also over a daemon's death
-    #[arg(long, default_value = "ram", value_parser = ["ram"])]
-    media: String,
+    /// The longest zone append [default: 512KiB]
+    #[arg(long)]
+    max_append: Option<ByteSize>,
+    /// Logical block: 512 to 4096 bytes [default: 4KiB]
+    #[arg(long)]
+    block_size: Option<ByteSize>,
 }
 
 /// A size that does not fit is far beyond what the rules allow, which then say so.
@@ -106,23 +107,104 @@ fn small(size: ByteSize) -> u32 {
     u32::try_from(size.as_u64()).unwrap_or(u32::MAX)
 }
 
-impl Add {
-    fn options(&self) -> FrontOptions {
-        FrontOptions {
-            config: ZnsConfig {
-                size_bytes: self.size.as_u64(),
-                zone_size_bytes: self.zone_size.as_u64(),
-                zone_capacity_bytes: self.zone_capacity.map(|size| size.as_u64()),
-                conventional_zones: self.conv_zones,
-                max_open_zones: self.max_open,
-                max_active_zones: self.max_active,
-                block_bytes: small(self.block_size),
-                max_append_bytes: small(self.max_append),
-            },
-            queues: self.common.queues,
-            depth: self.common.depth,
+impl Shape {
+    /// `base` with what was asked for in its place.
+    fn config(&self, base: &ZnsConfig) -> ZnsConfig {
+        let bytes = |size: Option<ByteSize>, base: u64| size.map_or(base, |size| size.as_u64());
+        ZnsConfig {
+            size_bytes: bytes(self.size, base.size_bytes),
+            zone_size_bytes: bytes(self.zone_size, base.zone_size_bytes),
+            zone_capacity_bytes: self.zone_capacity.map(|size| size.as_u64()).or(base.zone_capacity_bytes),
+            conventional_zones: self.conv_zones.unwrap_or(base.conventional_zones),
+            max_open_zones: self.max_open.or(base.max_open_zones),
+            max_active_zones: self.max_active.or(base.max_active_zones),
+            block_bytes: self.block_size.map_or(base.block_bytes, small),
+            max_append_bytes: self.max_append.map_or(base.max_append_bytes, small),
         }
     }
+}
+
+/// `--media`.
+#[derive(Clone)]
+enum MediaChoice {
+    Ram,
+    File(PathBuf),
+}
+
+fn media_choice(text: &str) -> Result<MediaChoice, String> {
+    match text.strip_prefix("file:") {
+        Some("") => Err("file: needs a directory, as in file:/var/lib/zns0".into()),
+        // The daemon changes its directory.
+        Some(dir) => std::path::absolute(dir).map(MediaChoice::File).map_err(|e| e.to_string()),
+        None if text == "ram" => Ok(MediaChoice::Ram),
+        None => Err("it is ram or file:DIR".into()),
+    }
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum CacheChoice {
+    Volatile,
+    Durable,
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum RecoveryChoice {
+    Reissue,
+    Abort,
+}
+
+#[derive(Args)]
+struct Add {
+    #[command(flatten)]
+    common: cli::AddArgs,
+    #[command(flatten)]
+    shape: Shape,
+    /// Where the data lives: "ram", kept while the machine runs, also over a daemon's death; or "file:DIR", kept in a
+    /// directory, which is made if it is not there
+    #[arg(long, default_value = "ram", value_name = "ram|file:DIR", value_parser = media_choice)]
+    media: MediaChoice,
+    /// What a completed write means: "durable", or "volatile" until it is flushed [default: durable in memory, volatile in a
+    /// directory, where durable costs a sync per write]
+    #[arg(long, value_name = "MODE")]
+    write_cache: Option<CacheChoice>,
+    /// What becomes of the requests that a daemon holds when it dies, once there is a new one: done by it, or failed
+    #[arg(long, default_value = "reissue", value_name = "MODE")]
+    recovery: RecoveryChoice,
+}
+
+impl Add {
+    fn options(&self) -> Result<FrontOptions, ZnsError> {
+        let (media_dir, base) = match &self.media {
+            MediaChoice::File(dir) if media::is_device(dir) => {
+                (Some(dir.clone()), Media::probe(&MediaPlace::Dir(dir.clone()))?)
+            }
+            MediaChoice::File(dir) => (Some(dir.clone()), ZnsConfig::default()),
+            MediaChoice::Ram => (None, ZnsConfig::default()),
+        };
+        let cache = match (self.write_cache, &media_dir) {
+            (Some(CacheChoice::Volatile), _) | (None, Some(_)) => CacheMode::Volatile,
+            (Some(CacheChoice::Durable), _) | (None, None) => CacheMode::Durable,
+        };
+        Ok(FrontOptions {
+            config: self.shape.config(&base),
+            queues: self.common.queues,
+            depth: self.common.depth,
+            media_dir,
+            cache,
+            recovery: match self.recovery {
+                RecoveryChoice::Reissue => RecoveryMode::Reissue,
+                RecoveryChoice::Abort => RecoveryMode::Abort,
+            },
+        })
+    }
+}
+
+#[derive(Args)]
+struct Create {
+    /// The directory; it must be empty or not exist
+    dir: PathBuf,
+    #[command(flatten)]
+    shape: Shape,
 }
 
 fn target_error(error: ZnsError) -> Error {
@@ -144,8 +226,15 @@ fn serve(run: &RunOptions, options: FrontOptions) -> Result<(), Error> {
 }
 
 fn add(args: &Add) -> Result<(), Error> {
-    let options = args.options();
+    let options = args.options().map_err(target_error)?;
     serve(&args.common.run_options(json!(options)), options)
+}
+
+fn create(args: &Create) -> Result<(), Error> {
+    let config = args.shape.config(&ZnsConfig::default());
+    let options = DeviceOptions::new(config, MediaPlace::Dir(args.dir.clone()));
+    ZnsDevice::create(&options).map_err(target_error)?;
+    Ok(())
 }
 
 fn recover(args: &cli::RecoverArgs) -> Result<(), Error> {
@@ -202,6 +291,7 @@ fn main() -> ExitCode {
     cli::init_log();
     let result = match &cli.command {
         Command::Add(args) => add(args),
+        Command::Create(args) => create(args),
         Command::Del(args) => del(args),
         Command::List { json } => cli::list(Some("zns"), *json),
         Command::Report { id, json } => report(*id, *json),

@@ -237,16 +237,17 @@ impl Zones {
         Zones { geometry, zones, open: 0, active: 0, oldest: NONE, newest: NONE }
     }
 
-    /// A device whose zones have these states and written sectors.
+    /// A device whose zones have these states and written sectors, and were opened in the order of the third number.
     ///
     /// # Errors
     /// The number of the first zone that cannot be, and why.
     pub fn restore(
         geometry: Geometry,
-        states: impl IntoIterator<Item = (ZoneState, u64)>,
+        states: impl IntoIterator<Item = (ZoneState, u64, u64)>,
     ) -> Result<Zones, (ZoneId, String)> {
         let mut zones = Zones::new(geometry);
-        for (id, (state, written)) in (0..).map(ZoneId).zip(states).take(zones.zones.len()) {
+        let mut implicitly_open = Vec::new();
+        for (id, (state, written, opened)) in (0..).map(ZoneId).zip(states).take(zones.zones.len()) {
             let capacity = zones.geometry.capacity_sectors(id);
             let broken = |why: String| Err((id, why));
             if written > capacity || !written.is_multiple_of(zones.geometry.block_sectors()) {
@@ -268,9 +269,14 @@ impl Zones {
             {
                 return broken(format!("conventional and {state:?}"));
             }
-            zones.set_state(id, state);
             zones.zones[id.0 as usize].written = written;
+            match state {
+                ZoneState::ImplicitlyOpen => implicitly_open.push((opened, id)),
+                _ => zones.set_state(id, state),
+            }
         }
+        implicitly_open.sort_unstable();
+        implicitly_open.into_iter().for_each(|(_, id)| zones.set_state(id, ZoneState::ImplicitlyOpen));
         let (open, active) = (zones.geometry.max_open(), zones.geometry.max_active());
         if (open != 0 && zones.open > open) || (active != 0 && zones.active > active) {
             let why = format!(
@@ -297,6 +303,13 @@ impl Zones {
         self.active
     }
 
+    /// The zone took writes that moved nothing but its write pointer ([`write_in_open_zone`]), which is at `written` now.
+    pub fn catch_up(&mut self, id: ZoneId, written: u64) {
+        if let Some(zone) = self.zones.get_mut(id.0 as usize) {
+            zone.written = written;
+        }
+    }
+
     /// A zone's state and the sectors that hold data.
     ///
     /// # Errors
@@ -321,7 +334,7 @@ impl Zones {
     pub fn read(&self, sector: Sector, sectors: u64) -> Result<Readable, ZoneError> {
         let (id, offset) = locate(&self.geometry, sector, sectors)?;
         let (state, written) = self.state(id)?;
-        readable(&self.geometry, id, offset, sectors, state, written)
+        readable(id, offset, sectors, state, written)
     }
 
     /// Writes `sectors` at `sector`, which must be the zone's write pointer.
@@ -331,7 +344,7 @@ impl Zones {
     pub fn write(&mut self, sector: Sector, sectors: u64) -> Result<Effect, ZoneError> {
         let (id, offset) = locate(&self.geometry, sector, sectors)?;
         if self.geometry.is_conventional(id) {
-            return self.write_conventional(id, sector);
+            return self.write_conventional(id, sector, offset + sectors);
         }
         let capacity = self.geometry.capacity_sectors(id);
         if offset + sectors > capacity {
@@ -489,9 +502,9 @@ impl Zones {
         }
     }
 
-    fn write_conventional(&mut self, id: ZoneId, sector: Sector) -> Result<Effect, ZoneError> {
-        self.writable(id)?;
-        self.zones[id.0 as usize].written = self.geometry.capacity_sectors(id);
+    fn write_conventional(&mut self, id: ZoneId, sector: Sector, end: u64) -> Result<Effect, ZoneError> {
+        let zone = self.writable(id)?;
+        self.zones[id.0 as usize].written = zone.written.max(end);
         Ok(Effect { zone: id, sector, closed: None })
     }
 
@@ -598,12 +611,65 @@ pub fn locate(geometry: &Geometry, sector: Sector, sectors: u64) -> Result<(Zone
     Ok((zone, offset))
 }
 
+/// The written sectors of a zone after a write that changes nothing else: into an open zone, at its write pointer, and not
+/// to its capacity. `None` for any other write, which the whole state machine has to look at. `offset` is `None` for an
+/// append, which goes where the write pointer is. The caller has checked the range with [`locate`].
+pub fn write_in_open_zone(
+    geometry: &Geometry,
+    zone: ZoneId,
+    (state, written): (ZoneState, u64),
+    offset: Option<u64>,
+    sectors: u64,
+) -> Option<u64> {
+    if geometry.is_conventional(zone) {
+        let end = offset?.checked_add(sectors)?;
+        return (state == ZoneState::Empty).then(|| written.max(end));
+    }
+    let end = written.checked_add(sectors)?;
+    let fits = state.is_open() && end < geometry.capacity_sectors(zone);
+    (fits && offset.is_none_or(|offset| offset == written)).then_some(end)
+}
+
+/// What is left of a zone by a power cut that its state survived and its data only up to `kept` sectors. Power comes back to
+/// closed zones (ZNS section 2.1.1.3); a zone that was full stays so, as if the controller had finished it.
+pub fn after_power_cut(state: ZoneState, conventional: bool, kept: u64) -> (ZoneState, u64) {
+    let state = match state {
+        _ if conventional => state,
+        open if open.is_active() && kept == 0 => ZoneState::Empty,
+        open if open.is_active() => ZoneState::Closed,
+        other => other,
+    };
+    (state, kept)
+}
+
+/// Makes states that were noted at different times keep the limits together: zones too many are closed, then finished, in
+/// their order, as a controller may do on its own.
+pub fn keep_limits(geometry: &Geometry, states: &mut [(ZoneState, u64)]) {
+    let count = |states: &[(ZoneState, u64)], test: fn(ZoneState) -> bool| {
+        states.iter().filter(|(state, _)| test(*state)).count() as u32
+    };
+    let (max_open, max_active) = (geometry.max_open(), geometry.max_active());
+    let mut open = count(states, ZoneState::is_open);
+    for (state, written) in states.iter_mut() {
+        if max_open != 0 && open > max_open && state.is_open() {
+            *state = if *written == 0 { ZoneState::Empty } else { ZoneState::Closed };
+            open -= 1;
+        }
+    }
+    let mut active = count(states, ZoneState::is_active);
+    for (state, written) in states.iter_mut() {
+        if max_active != 0 && active > max_active && *state == ZoneState::Closed {
+            *state = if *written == 0 { ZoneState::Empty } else { ZoneState::Full };
+            active -= 1;
+        }
+    }
+}
+
 /// What a read of `sectors` at `offset` finds in a zone in `state` whose first `written` sectors hold data.
 ///
 /// # Errors
 /// [`ZoneError::Offline`].
 pub fn readable(
-    geometry: &Geometry,
     zone: ZoneId,
     offset: u64,
     sectors: u64,
@@ -613,7 +679,6 @@ pub fn readable(
     if state == ZoneState::Offline {
         return Err(ZoneError::Offline(zone.0));
     }
-    let written = if geometry.is_conventional(zone) { geometry.zone_sectors() } else { written };
     Ok(Readable { zone, offset, written: written.saturating_sub(offset).min(sectors) })
 }
 

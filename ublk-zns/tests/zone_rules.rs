@@ -198,7 +198,7 @@ proptest! {
             let _ = reference.run(cmd);
             let _ = run(&mut zones, cmd);
         }
-        let states = (0..shape.zones).map(|n| zones.state(ZoneId(n)).unwrap());
+        let states = (0..shape.zones).map(|n| zones.state(ZoneId(n)).unwrap()).map(|(state, written)| (state, written, 0));
         let restored = Zones::restore(zones.geometry().clone(), states).unwrap();
         for n in 0..shape.zones {
             prop_assert_eq!(restored.describe(ZoneId(n)), zones.describe(ZoneId(n)));
@@ -215,7 +215,7 @@ proptest! {
             ZoneState::Empty, ZoneState::ImplicitlyOpen, ZoneState::ExplicitlyOpen, ZoneState::Closed,
             ZoneState::Full, ZoneState::ReadOnly, ZoneState::Offline,
         ];
-        let states = states.into_iter().map(|(state, written)| (all[state], written));
+        let states = states.into_iter().map(|(state, written)| (all[state], written, 0));
         if let Ok(zones) = Zones::restore(small(2, 3).geometry().clone(), states) {
             prop_assert!(zones.open_zones() <= 2 && zones.active_zones() <= 3);
         }
