@@ -135,7 +135,7 @@ pub fn until(seconds: u32, what: &str, mut check: impl FnMut() -> bool) {
 }
 
 /// The binaries are those built beside this test, or in `STORLAB_BIN`; other programs come from the PATH.
-fn binary(program: &str) -> PathBuf {
+pub fn binary(program: &str) -> PathBuf {
     let beside = std::env::current_exe().ok().and_then(|exe| Some(exe.parent()?.parent()?.to_owned()));
     let dirs = [std::env::var_os("STORLAB_BIN").map(PathBuf::from), beside];
     let found = dirs.into_iter().flatten().map(|dir| dir.join(program)).find(|path| path.is_file());

@@ -7,6 +7,8 @@
 mod bad_input;
 mod lifecycle;
 mod swap;
+mod timing;
 mod zns;
+mod zns_trust;
 mod zoned_clients;
 mod zonefs;

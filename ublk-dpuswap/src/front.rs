@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use ublk_target::{DeviceSpec, DiscardSpec, Done, Errno, Op, Payload, QueueHandler, Request, Target};
+use ublk_target::{DeviceSpec, DiscardSpec, Done, Errno, Op, Payload, QueueHandler, Reply, Request, Target};
 
 use crate::engine::{Engine, QueueContext};
 use crate::error::IoError;
@@ -79,7 +79,13 @@ fn pages_of(request: &Request) -> Result<(PageNo, u32), Errno> {
 }
 
 impl QueueHandler for SwapQueue {
-    fn handle(&mut self, request: &Request, payload: &mut Payload<'_>) -> Result<Done, Errno> {
+    fn handle(&mut self, request: &Request, payload: &mut Payload<'_>) -> Reply {
+        self.execute(request, payload).into()
+    }
+}
+
+impl SwapQueue {
+    fn execute(&mut self, request: &Request, payload: &mut Payload<'_>) -> Result<Done, Errno> {
         if request.op == Op::Flush {
             return Ok(Done::Whole);
         }
@@ -117,7 +123,7 @@ mod tests {
     use super::*;
 
     fn request(sector: u64, sectors: u32) -> Request {
-        Request { op: Op::Read, sector, sectors, fua: false, tag: 0 }
+        Request { op: Op::Read, sector, sectors, fua: false, tag: 0, fetched_ns: 0 }
     }
 
     #[test]

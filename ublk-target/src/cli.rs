@@ -1,14 +1,85 @@
-//! The command line that every ublk driver shares: options of `add`, and `del`, `list`, `stat`, `features`.
+//! The command line that every ublk driver shares: options of `add`, and the commands `del`, `list`, `stat`, `features`
+//! ([`Shared`]).
 
 use crate::{
     adapter::{Control, FEATURES},
     error::Error,
     lifecycle::{self, RunOptions},
+    watch,
 };
 use bytesize::ByteSize;
-use clap::Args;
+use clap::{Args, Subcommand};
 use serde_json::{Value, json};
-use std::{process::ExitCode, time::Duration};
+use std::{
+    io::{self, IsTerminal, Write},
+    path::Path,
+    process::ExitCode,
+    time::{Duration, Instant},
+};
+
+/// The commands that are the same for every driver. A driver takes them over with `#[command(flatten)]` and
+/// [`Shared::run`].
+#[derive(Debug, Clone, Subcommand)]
+pub enum Shared {
+    /// Delete a device, or all of them
+    #[command(after_help = example("del 0"))]
+    Del(DelArgs),
+    /// List the devices
+    #[command(after_help = example("list --json"))]
+    List {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Print what a device has done: requests, errors, latency, and what its target counts
+    #[command(after_help = example("stat 0 --watch 2"))]
+    Stat(StatArgs),
+    /// Print what the kernel's ublk driver can do
+    #[command(after_help = example("features"))]
+    Features {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+impl Shared {
+    /// Does the command for the devices of `kind`, or with `None` of any.
+    ///
+    /// # Errors
+    /// Each command's.
+    pub fn run(&self, kind: Option<&str>) -> Result<(), Error> {
+        match self {
+            Shared::Del(args) => del(args, kind),
+            Shared::List { json } => list(kind, *json),
+            Shared::Stat(args) => stat(kind, args),
+            Shared::Features { json } => features(*json),
+        }
+    }
+}
+
+/// An example for a command's help, with the name that this program was called by.
+fn example(rest: &str) -> String {
+    let called = std::env::args_os().next();
+    let name = called.as_deref().map(Path::new).and_then(Path::file_name);
+    format!(
+        "Example:\n  {} {rest}",
+        name.map_or("ublk-target".into(), |name| name.to_string_lossy().into_owned())
+    )
+}
+
+/// `stat N`.
+#[derive(Debug, Clone, Args)]
+pub struct StatArgs {
+    /// Number N of /dev/ublkbN
+    pub id: u32,
+    /// Print JSON: with --watch, a line per interval
+    #[arg(long)]
+    pub json: bool,
+    /// Show what happens, every so many seconds, until Ctrl-C
+    #[arg(long, num_args = 0..=1, default_missing_value = "1", value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    pub watch: Option<u64>,
+}
 
 /// Options of `add` that are about the device's life and not about the target.
 #[derive(Debug, Clone, Args)]
@@ -146,18 +217,47 @@ pub fn features(as_json: bool) -> Result<(), Error> {
     Ok(())
 }
 
-/// Prints what device `id`'s daemon counted.
+/// Prints what a device's daemon counted, once or again and again.
 ///
 /// # Errors
-/// As [`lifecycle::ask`].
-pub fn stat(kind: &str, id: u32, as_json: bool) -> Result<(), Error> {
-    let report = lifecycle::ask(kind, id, &json!({ "op": "stat" }))?;
-    if as_json {
+/// As [`lifecycle::ask`]; with `--watch` also when the device goes away.
+pub fn stat(kind: Option<&str>, args: &StatArgs) -> Result<(), Error> {
+    if let Some(seconds) = args.watch {
+        return watch_device(kind, args, Duration::from_secs(seconds));
+    }
+    let report = lifecycle::ask(kind, args.id, &json!({ "op": "stat" }))?;
+    if args.json {
         println!("{report}");
     } else {
         print_tree(&report, 0);
     }
     Ok(())
+}
+
+/// A table that is drawn again in place on a terminal; elsewhere a block, or a line of JSON, per interval. Ends with the
+/// device, with Ctrl-C, or when nobody reads it any more.
+fn watch_device(kind: Option<&str>, args: &StatArgs, every: Duration) -> Result<(), Error> {
+    let device = format!("/dev/ublkb{}", args.id);
+    let redraw = !args.json && io::stdout().is_terminal();
+    let ask = || Ok::<_, Error>((lifecycle::ask(kind, args.id, &watch::request())?, Instant::now()));
+    let (mut before, mut asked) = ask()?;
+    loop {
+        std::thread::sleep((asked + every).saturating_duration_since(Instant::now()));
+        let (after, now) = ask()?;
+        let interval = watch::interval(&before, &after, (now - asked).as_secs_f64());
+        let text = match (args.json, redraw) {
+            (true, _) => format!("{interval}\n"),
+            (false, true) => format!("\x1b[H\x1b[2J{}", watch::table(&device, &interval)),
+            (false, false) => format!("{}\n", watch::table(&device, &interval)),
+        };
+        let mut out = io::stdout().lock();
+        match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
+            Err(source) => return Err(Error::System { what: "writing to standard output", source }),
+            Ok(()) => {}
+        }
+        (before, asked) = (after, now);
+    }
 }
 
 /// Prints a JSON report as indented lines.

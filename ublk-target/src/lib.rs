@@ -8,14 +8,20 @@
 //! the handler panics ([`queue`]). A driver that drops a request hangs every process that waits for it, and ublk has
 //! no request timeout for privileged devices.
 //!
-//! Layers: [`spec`], [`request`] are pure; [`queue`], [`state`], [`control`], [`lifecycle`] are the engine;
-//! [`adapter`] alone knows the kernel's ABI (through libublk's bindings); [`cli`] is the shared command line.
+//! A handler may say when a request is to complete ([`Reply::due_ns`]): the queue's loop keeps it until then, and counts
+//! how late it was.
+//!
+//! Layers: [`spec`], [`request`], [`latency`] are pure; [`queue`], [`state`], [`control`], [`lifecycle`] are the engine;
+//! [`adapter`] alone knows the kernel's ABI (through libublk's bindings); [`cli`] and [`watch`] are the shared command
+//! line.
 
 pub mod adapter;
 pub mod cli;
+pub mod clock;
 pub mod control;
 pub mod daemon;
 pub mod error;
+pub mod latency;
 pub mod lifecycle;
 pub mod null;
 pub mod queue;
@@ -23,9 +29,11 @@ pub mod request;
 pub mod spec;
 pub mod state;
 pub mod stats;
+pub mod watch;
 
+pub use control::Answer;
 pub use error::{Error, Result};
-pub use request::{Done, Errno, Op, Payload, Request};
+pub use request::{Done, Errno, Op, Payload, Reply, Request};
 pub use spec::{DataPath, DeviceSpec, DiscardSpec, Recovery, WriteCache, ZonedSpec};
 
 /// A ublk device: what it looks like to the kernel and who handles its queues.
@@ -63,11 +71,12 @@ pub trait Target: Send + Sync + 'static {
         serde_json::Value::Null
     }
 
-    /// Answers a target's own control request (`{"op": ...}`), such as a zone report or a fault.
+    /// Answers a target's own control request (`{"op": ...}`), such as a zone report or a fault. Called from several threads
+    /// at once, beside the queues; long lists go out as [`Answer::items`], one by one. A panic is the client's error.
     ///
     /// # Errors
     /// A one-line reason, printed by the command that asked.
-    fn control(&self, request: &serde_json::Value) -> std::result::Result<serde_json::Value, String> {
+    fn control(&self, request: &serde_json::Value) -> std::result::Result<Answer<'_>, String> {
         Err(format!("unknown request {request}"))
     }
 
@@ -77,9 +86,21 @@ pub trait Target: Send + Sync + 'static {
 
 /// Handles the requests of one queue, on that queue's thread.
 pub trait QueueHandler {
-    /// Does one request.
+    /// Does one request and says when it completes: a plain `Result` becomes a reply at once with `.into()`.
     ///
-    /// # Errors
-    /// The errno the block layer sees. See `blk_errors[]` in the kernel's block/blk-core.c for what each becomes.
-    fn handle(&mut self, request: &Request, payload: &mut Payload<'_>) -> std::result::Result<Done, Errno>;
+    /// The data moves now, also when the completion is for later: until then the kernel waits, so that nobody can tell.
+    fn handle(&mut self, request: &Request, payload: &mut Payload<'_>) -> Reply;
+
+    /// Whether [`Request::fetched_ns`] must hold the time. Asked once per wake-up of the queue, since reading the clock is a
+    /// system call on some kernels. Without it the time is there when the device keeps latency statistics.
+    fn wants_time(&self) -> bool {
+        false
+    }
+
+    /// Called right before the completion of `tag` is put in the ring, once per request that [`QueueHandler::handle`] saw.
+    ///
+    /// For targets that must recognise requests that are sent again after the daemon's death
+    /// ([`Recovery::Reissue`]). The kernel has the completion for certain only when it sends the next request on the tag:
+    /// a process that dies in between (at most one wake-up's handling) leaves it open whether it arrived.
+    fn committing(&mut self, _tag: u16) {}
 }

@@ -22,35 +22,11 @@ enum Command {
     /// Add a null device: reads give zeroes, writes go nowhere
     #[command(after_help = "Example:\n  ublk-target add --size 4GiB --queues 2 --user-copy")]
     Add(Add),
-    /// Delete a device of any target
-    #[command(after_help = "Example:\n  ublk-target del 0")]
-    Del(cli::DelArgs),
-    /// List all ublk devices
-    #[command(after_help = "Example:\n  ublk-target list --json")]
-    List {
-        /// Print JSON
-        #[arg(long)]
-        json: bool,
-    },
-    /// Print a null device's counters
-    #[command(after_help = "Example:\n  ublk-target stat 0 --json")]
-    Stat {
-        /// Number N of /dev/ublkbN
-        id: u32,
-        /// Print JSON
-        #[arg(long)]
-        json: bool,
-    },
     /// Serve a null device whose daemon died
     #[command(after_help = "Example:\n  ublk-target recover 0")]
     Recover(cli::RecoverArgs),
-    /// Print what the kernel's ublk driver can do
-    #[command(after_help = "Example:\n  ublk-target features")]
-    Features {
-        /// Print JSON
-        #[arg(long)]
-        json: bool,
-    },
+    #[command(flatten)]
+    Shared(cli::Shared),
 }
 
 #[derive(Args)]
@@ -66,6 +42,18 @@ struct Add {
     /// Keep the device when its daemon dies, until `recover`
     #[arg(long)]
     recovery: bool,
+    /// As --recovery, and what the daemon held when it died is sent again instead of failing
+    #[arg(long)]
+    reissue: bool,
+    /// Complete every request N ns after it was fetched, up to an hour
+    #[arg(long, default_value_t = 0, value_name = "N", value_parser = clap::value_parser!(u64).range(..=ublk_target::queue::MAX_DELAY_NS))]
+    latency_ns: u64,
+    /// Poll the clock for the last N ns before a completion is due, up to 1000000
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    spin_ns: u32,
+    /// Keep no latency histograms
+    #[arg(long)]
+    no_latency_stats: bool,
     /// Fail every N-th request
     #[arg(long, default_value_t = 0, value_name = "N")]
     fail_every: u64,
@@ -100,6 +88,10 @@ fn add(args: &Add) -> Result<(), Error> {
         panic_every: args.panic_every,
         fail_start: args.fail_start,
         hang_start: args.hang_start,
+        reissue: args.reissue,
+        latency_ns: args.latency_ns,
+        spin_ns: args.spin_ns,
+        no_latency_stats: args.no_latency_stats,
     };
     let saved = serde_json::json!(options);
     serve(&args.common.run_options(saved), options)
@@ -117,11 +109,8 @@ fn main() -> ExitCode {
     cli::init_log();
     let result = match &cli.command {
         Command::Add(args) => add(args),
-        Command::Del(args) => cli::del(args, None),
-        Command::List { json } => cli::list(None, *json),
-        Command::Stat { id, json } => cli::stat("null", *id, *json),
         Command::Recover(args) => recover(args),
-        Command::Features { json } => cli::features(*json),
+        Command::Shared(shared) => shared.run(None),
     };
     cli::finish("ublk-target", result)
 }

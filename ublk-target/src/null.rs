@@ -1,9 +1,10 @@
 //! A device that keeps nothing: the ceiling of every benchmark, and the target that tests the lifecycle.
 //!
-//! Reads give zeroes. It can be told to fail or panic every so often, or to fail or hang at the start, so that the
-//! promise "every request is completed" can be tested on a real kernel.
+//! Reads give zeroes. It can be told to complete each request only after a while, to fail or panic every so often, or to
+//! fail or hang at the start, so that the promise "every request is completed, at its time" can be tested on a real
+//! kernel.
 
-use crate::{DataPath, DeviceSpec, Done, Errno, Op, Payload, QueueHandler, Recovery, Request, Target};
+use crate::{DataPath, DeviceSpec, Done, Errno, Op, Payload, QueueHandler, Recovery, Reply, Request, Target};
 use serde::{Deserialize, Serialize};
 
 /// What the device is and how it misbehaves. 0 means never.
@@ -28,6 +29,18 @@ pub struct NullOptions {
     /// Never open the last queue.
     #[serde(default)]
     pub hang_start: bool,
+    /// Survive the daemon's death, and have requests that it held sent again.
+    #[serde(default)]
+    pub reissue: bool,
+    /// Complete every request this long after it was fetched, in ns.
+    #[serde(default)]
+    pub latency_ns: u64,
+    /// As [`DeviceSpec::completion_spin_ns`].
+    #[serde(default)]
+    pub spin_ns: u32,
+    /// As [`DeviceSpec::latency_stats`], the other way round.
+    #[serde(default)]
+    pub no_latency_stats: bool,
 }
 
 /// The null target.
@@ -60,7 +73,13 @@ impl Target for Null {
             depth: self.0.depth,
             logical_block_bytes: 512,
             data_path: if self.0.user_copy { DataPath::UserCopy } else { DataPath::Buffers },
-            recovery: if self.0.recovery { Recovery::Abort } else { Recovery::None },
+            recovery: match (self.0.recovery, self.0.reissue) {
+                (_, true) => Recovery::Reissue,
+                (true, false) => Recovery::Abort,
+                (false, false) => Recovery::None,
+            },
+            completion_spin_ns: self.0.spin_ns,
+            latency_stats: !self.0.no_latency_stats,
             ..DeviceSpec::new(self.0.size_bytes)
         }
     }
@@ -81,7 +100,22 @@ impl Target for Null {
 }
 
 impl QueueHandler for NullQueue {
-    fn handle(&mut self, request: &Request, payload: &mut Payload<'_>) -> Result<Done, Errno> {
+    fn handle(&mut self, request: &Request, payload: &mut Payload<'_>) -> Reply {
+        let outcome = self.execute(request, payload);
+        let due_ns = match self.options.latency_ns {
+            0 => 0,
+            latency_ns => request.fetched_ns.saturating_add(latency_ns),
+        };
+        Reply::at(outcome, due_ns)
+    }
+
+    fn wants_time(&self) -> bool {
+        self.options.latency_ns != 0
+    }
+}
+
+impl NullQueue {
+    fn execute(&mut self, request: &Request, payload: &mut Payload<'_>) -> Result<Done, Errno> {
         self.served += 1;
         let due = |every: u64| every != 0 && self.served.is_multiple_of(every);
         if due(self.options.panic_every) {

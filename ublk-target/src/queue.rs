@@ -1,27 +1,77 @@
-//! One queue's loop: fetch, handle, complete.
+//! One queue's loop: fetch, handle, complete, each completion at its time.
 //!
 //! The invariant: a tag that the kernel handed over is given back exactly once, with a result, whatever the handler
-//! does. A panic becomes `EIO`; an operation nobody knows becomes `EOPNOTSUPP`; a completion that the kernel refuses is
-//! sent again as `EIO` without the append sector, which is the only part it can refuse; and if even that is refused, or
-//! the ring fails, `serve` ends with an error and its caller ends the process: only then does the kernel fail the
-//! requests (or keep them for `recover`), whatever other queues still do.
+//! does, and not before the time that the handler named. A panic becomes `EIO`; an operation nobody knows becomes
+//! `EOPNOTSUPP`; a completion that the kernel refuses is sent again as `EIO` without the append sector, which is the only
+//! part it can refuse; and if even that is refused, or the ring fails, `serve` ends with an error and its caller ends the
+//! process: only then does the kernel fail the requests (or keep them for `recover`), whatever other queues still do.
+//!
+//! A stopping device changes nothing: the kernel takes a tag away only after its request's completion, so that the loop
+//! goes on until the last waiting completion was due.
+//!
+//! The clock is read at most once per wake-up and once before each wait, and not at all when nobody needs it.
+
+mod deadlines;
+#[cfg(test)]
+mod tests;
 
 use crate::{
     QueueHandler,
     adapter::{Event, Tags},
-    request::{Done, Errno, Op, Request},
+    latency::Samples,
+    request::{Done, Errno, Op, Reply, Request},
+    spec::DeviceSpec,
     stats::QueueStats,
 };
+use deadlines::Deadlines;
 use std::{
     io,
     panic::{AssertUnwindSafe, catch_unwind},
+    time::Duration,
 };
 
+/// The furthest that a completion may be put off: one hour. Nobody waits for longer on purpose, and a device cannot stop
+/// before its last completion.
+pub const MAX_DELAY_NS: u64 = 3_600_000_000_000;
+
+/// While completions wait for their time, the loop looks at the clock after this many events.
+const EVENTS_BETWEEN_LOOKS: usize = 32;
+
+/// What the loop needs to know of its device.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Settings {
+    /// Tags of the queue.
+    pub(crate) depth: u16,
+    /// How long before a due time to wake up and poll.
+    pub(crate) spin_ns: u64,
+    /// Whether to record latency.
+    pub(crate) latency: bool,
+}
+
+impl Settings {
+    /// As `spec` says, for a queue of `depth` (the kernel's word).
+    pub(crate) fn new(spec: &DeviceSpec, depth: u16) -> Settings {
+        Settings { depth, spin_ns: spec.completion_spin_ns.into(), latency: spec.latency_stats }
+    }
+}
+
 /// A finished request as the kernel wants it.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Completion {
     result: i32,
     append_sector: Option<u64>,
+}
+
+/// A handled request, until it is completed.
+#[derive(Debug, Clone, Copy)]
+struct Finished {
+    tag: u16,
+    /// `None` for one that nobody knows.
+    op: Option<Op>,
+    bytes: u64,
+    failed: bool,
+    fetched_ns: u64,
+    completion: Completion,
 }
 
 /// Serves until the device stops.
@@ -30,67 +80,214 @@ struct Completion {
 /// The ring's, or a completion refused twice. Requests are left open then: the process must end.
 pub(crate) fn serve<H: QueueHandler>(
     queue: &mut impl Tags,
-    depth: u16,
+    settings: Settings,
     handler: &mut H,
     stats: &QueueStats,
 ) -> io::Result<()> {
-    let mut serving = usize::from(depth);
-    let mut refused_before = vec![false; usize::from(depth)];
+    let depth = usize::from(settings.depth);
+    let mut server = Server {
+        queue,
+        handler,
+        stats,
+        settings,
+        deadlines: Deadlines::new(depth),
+        samples: Samples::new(&stats.histograms),
+        batch: Batch::default(),
+        refused_before: vec![false; depth],
+    };
+    let mut serving = depth;
     while serving > 0 {
-        queue.wait()?;
-        while let Some(event) = queue.next_event() {
-            match event {
-                Event::Request(tag) => {
-                    if let Some(flag) = refused_before.get_mut(usize::from(tag)) {
-                        *flag = false;
-                    }
-                    let completion = handle(queue, tag, handler, stats);
-                    queue.commit(tag, completion.result, completion.append_sector)?;
-                }
-                Event::Stopped => serving -= 1,
-                Event::Refused(tag, errno) => {
-                    stats.refused();
-                    log::error!("tag {tag}: the kernel refused a completion (errno {})", -errno);
-                    match refused_before.get_mut(usize::from(tag)) {
-                        Some(flag) if !*flag => *flag = true,
-                        _ => return Err(io::Error::from_raw_os_error(-errno)),
-                    }
-                    queue.commit(tag, -libc::EIO, None)?;
-                }
-            }
-        }
+        let now_ns = server.complete_due()?;
+        server.wait(now_ns)?;
+        serving = serving.saturating_sub(server.take_events()?);
     }
+    server.samples.drain();
     Ok(())
 }
 
-fn handle<H: QueueHandler>(
-    queue: &mut impl Tags,
-    tag: u16,
-    handler: &mut H,
-    stats: &QueueStats,
-) -> Completion {
-    let request = match queue.request(tag) {
-        Ok(request) => request,
-        Err(code) => {
-            log::warn!("operation {code} is not known: EOPNOTSUPP");
-            stats.unknown();
-            return Completion { result: -libc::EOPNOTSUPP, append_sector: None };
+/// Requests completed at once since the last look at the clock: they were fetched together and are submitted together, so
+/// that one latency is all of theirs.
+#[derive(Default)]
+struct Batch {
+    any: bool,
+    fetched_ns: u64,
+    by_op: [u32; Op::ALL.len()],
+}
+
+impl Batch {
+    fn count(&mut self, op: Op, fetched_ns: u64) {
+        if let Some(count) = self.by_op.get_mut(op.index()) {
+            *count += 1;
+            self.fetched_ns = fetched_ns;
+            self.any = true;
         }
-    };
-    let mut payload = queue.payload(&request);
-    // The handler's state after a panic is its own business: targets share state behind locks that survive poisoning.
-    let outcome = catch_unwind(AssertUnwindSafe(|| handler.handle(&request, &mut payload)));
-    let outcome = outcome.unwrap_or_else(|_| {
-        log::error!("the handler panicked on {request:?}: EIO");
-        stats.panicked();
-        Err(Errno::EIO)
-    });
-    let bytes = if request.op.moves_data() { request.len_bytes() as u64 } else { 0 };
-    stats.finished(request.op, bytes, outcome.is_err());
-    if let Err(errno) = outcome {
-        log::debug!("{request:?}: {errno:?}");
     }
-    completion(&request, outcome)
+
+    fn record(&mut self, now_ns: u64, samples: &mut Samples<'_>) {
+        let ns = now_ns.saturating_sub(self.fetched_ns);
+        for (op, count) in Op::ALL.into_iter().zip(&mut self.by_op) {
+            if *count > 0 {
+                samples.latency(op, ns, std::mem::take(count));
+            }
+        }
+        self.any = false;
+    }
+}
+
+struct Server<'s, Q, H> {
+    queue: &'s mut Q,
+    handler: &'s mut H,
+    stats: &'s QueueStats,
+    settings: Settings,
+    deadlines: Deadlines,
+    samples: Samples<'s>,
+    batch: Batch,
+    /// By tag: its completion was refused and sent again.
+    refused_before: Vec<bool>,
+}
+
+impl<Q: Tags, H: QueueHandler> Server<'_, Q, H> {
+    /// Completes what is due; gives the time if it had to know it.
+    fn complete_due(&mut self) -> io::Result<Option<u64>> {
+        if !self.batch.any && self.deadlines.is_empty() {
+            return Ok(None);
+        }
+        let now_ns = self.queue.now_ns();
+        if self.batch.any {
+            self.batch.record(now_ns, &mut self.samples);
+        }
+        while let Some((due_ns, finished)) = self.deadlines.pop(now_ns) {
+            self.samples.lateness(now_ns - due_ns);
+            if let (true, Some(op)) = (self.settings.latency, finished.op) {
+                self.samples.latency(op, now_ns.saturating_sub(finished.fetched_ns), 1);
+            }
+            self.commit(finished)?;
+        }
+        Ok(Some(now_ns))
+    }
+
+    /// Waits for the kernel, or until the next completion is due.
+    fn wait(&mut self, now_ns: Option<u64>) -> io::Result<()> {
+        let left_ns =
+            self.deadlines.next_ns().zip(now_ns).map(|(due_ns, now_ns)| due_ns.saturating_sub(now_ns));
+        match left_ns {
+            Some(left_ns) if left_ns <= self.settings.spin_ns => {
+                std::hint::spin_loop();
+                self.queue.poll()
+            }
+            left_ns => {
+                self.samples.drain();
+                let limit = left_ns.map(|left_ns| Duration::from_nanos(left_ns - self.settings.spin_ns));
+                self.queue.wait(limit)
+            }
+        }
+    }
+
+    /// Handles what the kernel said; tells how many tags it took away.
+    fn take_events(&mut self) -> io::Result<usize> {
+        let wants_time = self.settings.latency || self.handler.wants_time();
+        let mut fetched_ns = 0;
+        let (mut taken, mut stopped) = (0, 0);
+        while let Some(event) = self.queue.next_event() {
+            match event {
+                Event::Request(tag) => {
+                    if wants_time && fetched_ns == 0 {
+                        fetched_ns = self.queue.now_ns();
+                    }
+                    self.serve_one(tag, fetched_ns)?;
+                }
+                Event::Stopped => stopped += 1,
+                Event::Refused(tag, errno) => self.send_again(tag, errno)?,
+            }
+            taken += 1;
+            if taken >= EVENTS_BETWEEN_LOOKS && !self.deadlines.is_empty() {
+                break;
+            }
+        }
+        Ok(stopped)
+    }
+
+    fn serve_one(&mut self, tag: u16, fetched_ns: u64) -> io::Result<()> {
+        if let Some(flag) = self.refused_before.get_mut(usize::from(tag)) {
+            *flag = false;
+        }
+        let (finished, due_ns) = self.handle(tag, fetched_ns);
+        if due_ns != 0 {
+            let due_ns = self.bounded(due_ns, fetched_ns);
+            self.deadlines.push(due_ns, finished);
+            return Ok(());
+        }
+        if let (true, Some(op)) = (self.settings.latency, finished.op) {
+            self.batch.count(op, fetched_ns);
+        }
+        self.commit(finished)
+    }
+
+    /// `due_ns`, not further away than [`MAX_DELAY_NS`].
+    fn bounded(&self, due_ns: u64, fetched_ns: u64) -> u64 {
+        let now_ns = if fetched_ns == 0 { self.queue.now_ns() } else { fetched_ns };
+        let furthest_ns = now_ns.saturating_add(MAX_DELAY_NS);
+        if due_ns > furthest_ns && self.stats.clamped() == 0 {
+            let seconds = (due_ns - now_ns) / 1_000_000_000;
+            log::warn!(
+                "a completion was put off by {seconds} s; it comes after {} s, as do others like it",
+                MAX_DELAY_NS / 1_000_000_000
+            );
+        }
+        due_ns.min(furthest_ns)
+    }
+
+    fn commit(&mut self, finished: Finished) -> io::Result<()> {
+        let Finished { tag, op, bytes, failed, completion, .. } = finished;
+        if let Some(op) = op {
+            // The request is finished whatever the hook does.
+            if catch_unwind(AssertUnwindSafe(|| self.handler.committing(tag))).is_err() {
+                log::error!("the handler panicked while tag {tag} was completed");
+                self.stats.panicked();
+            }
+            self.stats.finished(op, bytes, failed);
+        }
+        self.queue.commit(tag, completion.result, completion.append_sector)
+    }
+
+    fn send_again(&mut self, tag: u16, errno: i32) -> io::Result<()> {
+        self.stats.refused();
+        log::error!("tag {tag}: the kernel refused a completion (errno {})", -errno);
+        match self.refused_before.get_mut(usize::from(tag)) {
+            Some(flag) if !*flag => *flag = true,
+            _ => return Err(io::Error::from_raw_os_error(-errno)),
+        }
+        self.queue.commit(tag, -libc::EIO, None)
+    }
+
+    /// Lets the handler do the request on `tag`; gives it finished, and when it is due (0 for at once).
+    fn handle(&mut self, tag: u16, fetched_ns: u64) -> (Finished, u64) {
+        let request = match self.queue.request(tag) {
+            Ok(request) => Request { fetched_ns, ..request },
+            Err(code) => {
+                log::warn!("operation {code} is not known: EOPNOTSUPP");
+                self.stats.unknown();
+                let completion = Completion { result: -libc::EOPNOTSUPP, append_sector: None };
+                return (Finished { tag, op: None, bytes: 0, failed: true, fetched_ns, completion }, 0);
+            }
+        };
+        let handler = &mut *self.handler;
+        let mut payload = self.queue.payload(&request);
+        // The handler's state after a panic is its own business: targets share state behind locks that survive poisoning.
+        let reply = catch_unwind(AssertUnwindSafe(|| handler.handle(&request, &mut payload)));
+        let Reply { outcome, due_ns } = reply.unwrap_or_else(|_| {
+            log::error!("the handler panicked on {request:?}: EIO");
+            self.stats.panicked();
+            Err(Errno::EIO).into()
+        });
+        if let Err(errno) = outcome {
+            log::debug!("{request:?}: {errno:?}");
+        }
+        let bytes = if request.op.moves_data() { request.len_bytes() as u64 } else { 0 };
+        let (op, failed) = (Some(request.op), outcome.is_err());
+        let completion = completion(&request, outcome);
+        (Finished { tag, op, bytes, failed, fetched_ns, completion }, due_ns)
+    }
 }
 
 /// What the kernel is told. A read or write reports its bytes: a result of 0 would make the kernel fail the read and
@@ -117,133 +314,5 @@ fn completion(request: &Request, outcome: Result<Done, Errno>) -> Completion {
                 _ => Completion { result, append_sector: None },
             }
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Tag, result, append sector.
-    type Committed = (u16, i32, Option<u64>);
-
-    /// A kernel with a script: hands out requests, refuses some completions, then stops the queue.
-    struct Script {
-        events: std::collections::VecDeque<Event>,
-        /// How many completions of each tag to refuse.
-        refusals: u32,
-        commits: Vec<Committed>,
-        op: Result<Op, u8>,
-        data: Vec<u8>,
-    }
-
-    impl Script {
-        fn new(op: Result<Op, u8>, refusals: u32) -> Script {
-            let events = [Event::Request(0)].into();
-            Script { events, refusals, commits: Vec::new(), op, data: vec![0; 8192] }
-        }
-    }
-
-    impl Tags for Script {
-        fn commit(&mut self, tag: u16, result: i32, append_sector: Option<u64>) -> io::Result<()> {
-            self.commits.push((tag, result, append_sector));
-            self.events.push_back(match self.refusals {
-                0 => Event::Stopped,
-                _ => Event::Refused(tag, -libc::EINVAL),
-            });
-            self.refusals = self.refusals.saturating_sub(1);
-            Ok(())
-        }
-
-        fn wait(&mut self) -> io::Result<()> {
-            Ok(())
-        }
-
-        fn next_event(&mut self) -> Option<Event> {
-            self.events.pop_front()
-        }
-
-        fn request(&self, tag: u16) -> Result<Request, u8> {
-            self.op.map(|op| Request { tag, ..request(op) })
-        }
-
-        fn payload(&mut self, _: &Request) -> crate::Payload<'_> {
-            crate::Payload::Buffer(&mut self.data)
-        }
-    }
-
-    /// A handler that does what a closure says.
-    struct Does<F>(F);
-
-    impl<F: FnMut() -> Result<Done, Errno>> QueueHandler for Does<F> {
-        fn handle(&mut self, _: &Request, _: &mut crate::Payload<'_>) -> Result<Done, Errno> {
-            self.0()
-        }
-    }
-
-    fn commits(
-        op: Result<Op, u8>,
-        refusals: u32,
-        handler: impl FnMut() -> Result<Done, Errno>,
-    ) -> (io::Result<()>, Vec<Committed>) {
-        let mut script = Script::new(op, refusals);
-        let served = serve(&mut script, 1, &mut Does(handler), &QueueStats::default());
-        (served, script.commits)
-    }
-
-    #[test]
-    fn a_panic_in_the_handler_completes_the_request_with_eio() {
-        let (served, commits) = commits(Ok(Op::Read), 0, || panic!("on purpose"));
-        served.unwrap();
-        assert_eq!(commits, [(0, -libc::EIO, None)]);
-    }
-
-    #[test]
-    fn an_operation_nobody_knows_is_not_supported() {
-        let (served, commits) = commits(Err(77), 0, || Ok(Done::Whole));
-        served.unwrap();
-        assert_eq!(commits, [(0, -libc::EOPNOTSUPP, None)]);
-    }
-
-    #[test]
-    fn a_completion_that_the_kernel_refuses_is_sent_again_as_eio() {
-        let (served, commits) = commits(Ok(Op::ZoneAppend), 1, || Ok(Done::AppendedAt(u64::MAX)));
-        served.unwrap();
-        assert_eq!(commits, [(0, 8192, Some(u64::MAX)), (0, -libc::EIO, None)]);
-    }
-
-    #[test]
-    fn a_completion_refused_twice_ends_the_service_with_an_error() {
-        let (served, commits) = commits(Ok(Op::Read), 2, || Ok(Done::Whole));
-        assert_eq!(served.unwrap_err().raw_os_error(), Some(libc::EINVAL));
-        assert_eq!(commits.len(), 2);
-    }
-
-    fn request(op: Op) -> Request {
-        Request { op, sector: 8, sectors: 16, fua: false, tag: 3 }
-    }
-
-    #[test]
-    fn reads_and_writes_report_their_bytes_and_flushes_none() {
-        for (op, result) in [(Op::Read, 8192), (Op::Write, 8192), (Op::Flush, 0), (Op::ZoneReset, 0)] {
-            let expected = Completion { result, append_sector: None };
-            assert_eq!(completion(&request(op), Ok(Done::Whole)), expected);
-        }
-    }
-
-    #[test]
-    fn only_an_append_carries_a_sector() {
-        let expected = Completion { result: 8192, append_sector: Some(99) };
-        assert_eq!(completion(&request(Op::ZoneAppend), Ok(Done::AppendedAt(99))), expected);
-        let plain = Completion { result: 8192, append_sector: None };
-        assert_eq!(completion(&request(Op::Write), Ok(Done::AppendedAt(99))), plain);
-        let lost = Completion { result: -libc::EIO, append_sector: None };
-        assert_eq!(completion(&request(Op::ZoneAppend), Ok(Done::Whole)), lost);
-    }
-
-    #[test]
-    fn an_error_is_a_negative_errno_without_a_sector() {
-        let expected = Completion { result: -libc::ETOOMANYREFS, append_sector: None };
-        assert_eq!(completion(&request(Op::ZoneAppend), Err(Errno::ETOOMANYREFS)), expected);
     }
 }

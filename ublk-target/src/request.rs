@@ -49,6 +49,24 @@ impl Op {
         Op::ReportZones,
     ];
 
+    /// The place in [`Op::ALL`], for tables by operation.
+    pub fn index(self) -> usize {
+        match self {
+            Op::Read => 0,
+            Op::Write => 1,
+            Op::Flush => 2,
+            Op::Discard => 3,
+            Op::WriteZeroes => 4,
+            Op::ZoneOpen => 5,
+            Op::ZoneClose => 6,
+            Op::ZoneFinish => 7,
+            Op::ZoneAppend => 8,
+            Op::ZoneResetAll => 9,
+            Op::ZoneReset => 10,
+            Op::ReportZones => 11,
+        }
+    }
+
     /// The operation of a descriptor's low byte, `None` for one this crate does not know.
     pub fn from_kernel(code: u8) -> Option<Op> {
         Op::ALL.into_iter().find(|op| *op as u8 == code)
@@ -91,6 +109,9 @@ pub struct Request {
     pub fua: bool,
     /// The tag within the queue, unique among those in flight.
     pub tag: u16,
+    /// When the batch that held it was fetched, in ns of [`crate::clock::monotonic_ns`]. 0 when nobody asked for the
+    /// time ([`crate::QueueHandler::wants_time`]) and no statistics need it.
+    pub fetched_ns: u64,
 }
 
 impl Request {
@@ -113,6 +134,30 @@ pub enum Done {
     Whole,
     /// A zone append was done; its first block is at this sector.
     AppendedAt(u64),
+}
+
+/// A handler's answer: what became of a request, and when the kernel may hear of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Reply {
+    /// The result, or the errno the block layer sees. See `blk_errors[]` in the kernel's block/blk-core.c for what each
+    /// becomes.
+    pub outcome: Result<Done, Errno>,
+    /// When to complete the request, in ns of [`crate::clock::monotonic_ns`]; 0 for at once. An error waits too. A time in
+    /// the past is at once; one further away than [`crate::queue::MAX_DELAY_NS`] is brought down to that.
+    pub due_ns: u64,
+}
+
+impl Reply {
+    /// `outcome`, to be told at `due_ns`.
+    pub fn at(outcome: Result<Done, Errno>, due_ns: u64) -> Reply {
+        Reply { outcome, due_ns }
+    }
+}
+
+impl From<Result<Done, Errno>> for Reply {
+    fn from(outcome: Result<Done, Errno>) -> Reply {
+        Reply { outcome, due_ns: 0 }
+    }
 }
 
 /// A positive errno that ends a request.
@@ -280,8 +325,9 @@ mod tests {
 
     #[test]
     fn every_operation_survives_the_trip_through_the_kernels_number() {
-        for op in Op::ALL {
+        for (index, op) in Op::ALL.into_iter().enumerate() {
             assert_eq!(Op::from_kernel(op as u8), Some(op));
+            assert_eq!(op.index(), index);
         }
         assert_eq!(Op::from_kernel(4), None);
         assert_eq!(Op::from_kernel(255), None);

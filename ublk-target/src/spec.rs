@@ -92,7 +92,16 @@ pub struct DeviceSpec {
     pub data_path: DataPath,
     /// What a daemon's death means.
     pub recovery: Recovery,
+    /// How long before a timed completion ([`crate::Reply::due_ns`]) the queue thread wakes up and polls the clock, in ns,
+    /// up to [`MAX_SPIN_NS`]. 0 leaves it to the kernel's timer; more is more punctual and costs processor time.
+    pub completion_spin_ns: u32,
+    /// Whether the time of every request, from fetch to completion, goes into histograms. Reads the clock twice per
+    /// wake-up of a queue.
+    pub latency_stats: bool,
 }
+
+/// The longest [`DeviceSpec::completion_spin_ns`]: 1 ms.
+pub const MAX_SPIN_NS: u32 = 1_000_000;
 
 impl DeviceSpec {
     /// A plain device of `size_bytes` with usual limits: 4 KiB blocks, one queue of 128, 512 KiB requests.
@@ -109,6 +118,8 @@ impl DeviceSpec {
             zoned: None,
             data_path: DataPath::Buffers,
             recovery: Recovery::None,
+            completion_spin_ns: 0,
+            latency_stats: true,
         }
     }
 
@@ -152,6 +163,13 @@ impl DeviceSpec {
                 "the longest request",
                 bytes(self.max_io_bytes.into()),
                 "it must be a power of two from 4 KiB to 32 MiB",
+            );
+        }
+        if self.completion_spin_ns > MAX_SPIN_NS {
+            return bad(
+                "--spin-ns",
+                self.completion_spin_ns.to_string(),
+                "it must be at most 1000000 (1 ms): longer waits are the timer's",
             );
         }
         match self.zoned {
@@ -271,5 +289,7 @@ mod tests {
         assert!(DeviceSpec { queues: 0, ..DeviceSpec::new(1 << 20) }.validate().is_err());
         assert!(DeviceSpec { depth: 5000, ..DeviceSpec::new(1 << 20) }.validate().is_err());
         assert!(DeviceSpec { max_io_bytes: 1000, ..DeviceSpec::new(1 << 20) }.validate().is_err());
+        let spins = DeviceSpec { completion_spin_ns: MAX_SPIN_NS + 1, ..DeviceSpec::new(1 << 20) };
+        assert!(message(&spins).starts_with("--spin-ns is 1000001"), "{}", message(&spins));
     }
 }

@@ -1,7 +1,11 @@
-//! What a queue has done, counted without locks on its own thread and read by the control thread.
+//! What a queue has done: counted without locks on its own thread and read by the control threads. Times go through
+//! [`crate::latency`].
 
-use crate::request::Op;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use crate::{latency::Histograms, request::Op};
+use std::sync::{
+    Mutex, PoisonError,
+    atomic::{AtomicU64, Ordering::Relaxed},
+};
 
 #[derive(Default)]
 struct OpCounters {
@@ -11,12 +15,13 @@ struct OpCounters {
 }
 
 /// One queue's counters. Each is written by one thread only.
-#[derive(Default)]
 pub struct QueueStats {
     ops: [OpCounters; Op::ALL.len()],
     unknown: AtomicU64,
     panics: AtomicU64,
     refused: AtomicU64,
+    clamped: AtomicU64,
+    pub(crate) histograms: Mutex<Histograms>,
 }
 
 fn bump(counter: &AtomicU64, by: u64) {
@@ -25,10 +30,21 @@ fn bump(counter: &AtomicU64, by: u64) {
 }
 
 impl QueueStats {
+    /// Counters at zero; with `latency` there are latency histograms.
+    pub fn new(latency: bool) -> QueueStats {
+        QueueStats {
+            ops: Default::default(),
+            unknown: AtomicU64::new(0),
+            panics: AtomicU64::new(0),
+            refused: AtomicU64::new(0),
+            clamped: AtomicU64::new(0),
+            histograms: Mutex::new(Histograms::new(latency)),
+        }
+    }
+
     /// Counts a finished request.
     pub fn finished(&self, op: Op, bytes: u64, failed: bool) {
-        let index = Op::ALL.iter().position(|other| *other == op).unwrap_or(0);
-        if let Some(counters) = self.ops.get(index) {
+        if let Some(counters) = self.ops.get(op.index()) {
             bump(&counters.requests, 1);
             if failed {
                 bump(&counters.errors, 1);
@@ -52,10 +68,17 @@ impl QueueStats {
     pub fn refused(&self) {
         bump(&self.refused, 1);
     }
+
+    /// Counts a due time that was too far away; says how many there were before.
+    pub fn clamped(&self) -> u64 {
+        bump(&self.clamped, 1);
+        self.clamped.load(Relaxed) - 1
+    }
 }
 
-/// The sum over queues: per operation the requests, bytes and errors, then what went wrong.
-pub fn report(queues: &[std::sync::Arc<QueueStats>]) -> serde_json::Value {
+/// The sum over queues: per operation the requests, bytes and errors, then what went wrong, then the times
+/// ([`Histograms::report`]; with `buckets` also their raw counts).
+pub fn report(queues: &[std::sync::Arc<QueueStats>], buckets: bool) -> serde_json::Value {
     let sum = |get: &dyn Fn(&QueueStats) -> u64| queues.iter().map(|queue| get(queue)).sum::<u64>();
     let mut ops = serde_json::Map::new();
     for (index, op) in Op::ALL.iter().enumerate() {
@@ -72,12 +95,18 @@ pub fn report(queues: &[std::sync::Arc<QueueStats>]) -> serde_json::Value {
             ops.insert(op.name().into(), value);
         }
     }
-    serde_json::json!({
-        "ops": ops,
-        "unknown_requests": sum(&|queue| queue.unknown.load(Relaxed)),
-        "handler_panics": sum(&|queue| queue.panics.load(Relaxed)),
-        "refused_completions": sum(&|queue| queue.refused.load(Relaxed)),
-    })
+    let mut report = serde_json::Map::new();
+    report.insert("ops".into(), ops.into());
+    report.insert("unknown_requests".into(), sum(&|queue| queue.unknown.load(Relaxed)).into());
+    report.insert("handler_panics".into(), sum(&|queue| queue.panics.load(Relaxed)).into());
+    report.insert("refused_completions".into(), sum(&|queue| queue.refused.load(Relaxed)).into());
+    report.insert("clamped_due_times".into(), sum(&|queue| queue.clamped.load(Relaxed)).into());
+    let mut times = Histograms::new(true);
+    for queue in queues {
+        times.add(&queue.histograms.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+    times.report(&mut report, buckets);
+    report.into()
 }
 
 #[cfg(test)]
@@ -87,12 +116,12 @@ mod tests {
 
     #[test]
     fn counters_of_all_queues_are_summed_and_failed_requests_move_no_bytes() {
-        let queues = [Arc::new(QueueStats::default()), Arc::new(QueueStats::default())];
+        let queues = [Arc::new(QueueStats::new(true)), Arc::new(QueueStats::new(true))];
         queues[0].finished(Op::Write, 4096, false);
         queues[1].finished(Op::Write, 8192, false);
         queues[1].finished(Op::Write, 8192, true);
         queues[1].panicked();
-        let report = report(&queues);
+        let report = report(&queues, false);
         assert_eq!(report["ops"]["write"], serde_json::json!({"requests": 3, "bytes": 12288, "errors": 1}));
         assert_eq!(report["handler_panics"], 1);
         assert!(report["ops"].get("read").is_none());

@@ -553,12 +553,16 @@ impl ZnsDevice {
     /// [`ZnsError::Media`].
     pub fn reset_all(&self) -> Result<(), ZnsError> {
         for id in (0..self.geometry.zones()).map(ZoneId) {
-            let due = self.lock().is_reset_by_all(id);
-            if due {
+            if self.is_reset_by_all(id) {
                 self.reset_zone(id)?;
             }
         }
         Ok(())
+    }
+
+    /// Whether [`ZnsDevice::reset_all`] empties `zone`.
+    pub fn is_reset_by_all(&self, zone: ZoneId) -> bool {
+        self.lock().is_reset_by_all(zone)
     }
 
     /// Makes a zone read-only, as worn media does.

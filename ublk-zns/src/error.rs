@@ -1,6 +1,6 @@
 //! What can go wrong with a device, beyond the zone rules themselves.
 
-use crate::zones::ZoneError;
+use crate::{geometry::Sector, nand::NandError, reliability::ReliabilityError, zones::ZoneError};
 use std::{io, path::PathBuf};
 
 /// An error of a ZNS device.
@@ -10,6 +10,15 @@ pub enum ZnsError {
     /// A zone rule.
     #[error(transparent)]
     Zone(#[from] ZoneError),
+    /// What the timing model was given.
+    #[error(transparent)]
+    Nand(#[from] NandError),
+    /// What the error model was given.
+    #[error(transparent)]
+    Reliability(#[from] ReliabilityError),
+    /// The media lost or refused a sector: the error model's doing, or a fault's.
+    #[error("sector {}: media error", .0.0)]
+    Medium(Sector),
     /// An option that cannot be.
     #[error("{option} is {value}: {rule}")]
     Config {

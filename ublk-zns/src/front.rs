@@ -1,21 +1,24 @@
 //! The ublk front: block requests to zone commands, and every error to its errno, in this place only.
 
 use crate::{
-    engine::{CacheMode, DeviceOptions, ZnsDevice},
+    engine::{CacheMode, DeviceOptions},
     error::ZnsError,
+    faults::FaultAction,
     geometry::{Geometry, SECTOR_BYTES, Sector, ZnsConfig, ZoneId},
-    media::{self, MediaPlace, SlotId, SlotShape},
+    media::{self, MediaPlace, SlotId, SlotShape, ZoneField},
+    ssd::{Arrival, Models, Ssd, Timed},
     zones::{ZoneDescriptor, ZoneError, ZoneState, ZoneType},
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::{
     path::PathBuf,
+    ptr::NonNull,
     sync::{Arc, OnceLock},
 };
 use ublk_target::{
-    DataPath, DeviceSpec, Done, Errno, Op, Payload, QueueHandler, Recovery, Request, Target, WriteCache,
-    ZonedSpec,
+    Answer, DataPath, DeviceSpec, Done, Errno, Op, Payload, QueueHandler, Recovery, Reply, Request, Target,
+    WriteCache, ZonedSpec, clock,
 };
 
 /// Bytes of the kernel's `struct blk_zone` (include/uapi/linux/blkzoned.h).
@@ -24,7 +27,7 @@ const BLK_ZONE_BYTES: usize = 64;
 static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
 
 /// How a device is served, kept for `recover`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct FrontOptions {
     /// The device.
     pub config: ZnsConfig,
@@ -41,6 +44,12 @@ pub struct FrontOptions {
     /// What a daemon's death means for the requests it held.
     #[serde(default)]
     pub recovery: RecoveryMode,
+    /// The flash behind the zones.
+    #[serde(default)]
+    pub models: Models,
+    /// How long before a completion is due its queue polls the clock, in ns.
+    #[serde(default)]
+    pub spin_ns: u32,
 }
 
 /// What happens to the requests that a dead daemon held, once there is a new one.
@@ -70,7 +79,7 @@ pub struct ZnsTarget {
     options: FrontOptions,
     geometry: Geometry,
     recover: bool,
-    device: OnceLock<Arc<ZnsDevice>>,
+    ssd: OnceLock<Arc<Ssd>>,
 }
 
 impl ZnsTarget {
@@ -80,11 +89,12 @@ impl ZnsTarget {
     /// [`ZnsError::Config`].
     pub fn new(options: FrontOptions, recover: bool) -> Result<ZnsTarget, ZnsError> {
         let geometry = Geometry::new(&options.config)?;
-        Ok(ZnsTarget { options, geometry, recover, device: OnceLock::new() })
+        options.models.check(&geometry)?;
+        Ok(ZnsTarget { options, geometry, recover, ssd: OnceLock::new() })
     }
 
-    fn device(&self) -> Result<&Arc<ZnsDevice>, String> {
-        self.device.get().ok_or_else(|| "the device is not up yet".into())
+    fn ssd(&self) -> Result<&Arc<Ssd>, String> {
+        self.ssd.get().ok_or_else(|| "the device is not up yet".into())
     }
 }
 
@@ -123,6 +133,7 @@ impl Target for ZnsTarget {
                 RecoveryMode::Reissue => Recovery::Reissue,
                 RecoveryMode::Abort => Recovery::Abort,
             },
+            completion_spin_ns: self.options.spin_ns,
             ..DeviceSpec::new(self.geometry.sectors() * SECTOR_BYTES)
         }
     }
@@ -130,53 +141,71 @@ impl Target for ZnsTarget {
     fn bind(&self, id: u32) -> Result<(), BoxError> {
         let options = self.options.device(id);
         let there = matches!(&options.place, MediaPlace::Dir(dir) if media::is_device(dir));
-        let device = match self.recover || there {
-            true => ZnsDevice::open(&options, self.recover),
-            false => ZnsDevice::create(&options),
+        let models = Models { queues: self.options.queues, ..self.options.models.clone() };
+        let ssd = match self.recover || there {
+            true => Ssd::open(&options, models, self.recover),
+            false => Ssd::create(&options, models),
         }?;
-        self.device.set(Arc::new(device)).map_err(|_| "a target serves one device".into())
+        ssd.set_clock_offset_ns(since_1970_ns().saturating_sub(clock::monotonic_ns()));
+        self.ssd.set(Arc::new(ssd)).map_err(|_| "a target serves one device".into())
     }
 
     fn open_queue(&self, queue: u16) -> Result<ZnsQueue, BoxError> {
-        Ok(ZnsQueue { device: Arc::clone(self.device()?), queue })
+        Ok(ZnsQueue { ssd: Arc::clone(self.ssd()?), queue })
     }
 
     fn stats(&self) -> Value {
-        let Ok(device) = self.device() else { return Value::Null };
+        let Ok(ssd) = self.ssd() else { return Value::Null };
+        let device = ssd.device();
         let (open, active) = device.resources();
         let mut states = serde_json::Map::new();
         for zone in device.report() {
             let count = states.entry(state_name(&zone)).or_insert(json!(0));
             *count = json!(count.as_u64().unwrap_or(0) + 1);
         }
-        json!({
-            "zones": states,
-            "open": open,
-            "active": active,
-            "max_open": self.geometry.max_open(),
-            "max_active": self.geometry.max_active(),
-        })
+        let mut report = ssd.statistics();
+        report["zones"] = states.into();
+        report["open"] = json!(open);
+        report["active"] = json!(active);
+        report["max_open"] = json!(self.geometry.max_open());
+        report["max_active"] = json!(self.geometry.max_active());
+        report
     }
 
-    fn control(&self, request: &Value) -> Result<Value, String> {
+    fn control(&self, request: &Value) -> Result<Answer<'_>, String> {
+        let ssd = self.ssd()?;
         match request["op"].as_str() {
             Some("report") => {
-                let device = self.device()?;
-                Ok(device.report().iter().map(zone_json).collect())
+                let zones = (0..self.geometry.zones()).map(ZoneId);
+                let known = zones.filter_map(|zone| ssd.device().describe(zone).ok());
+                Ok(Answer::items(known.map(|zone| zone_json(ssd, &zone))))
+            }
+            Some("fault") => {
+                let action =
+                    FaultAction::deserialize(&request["fault"]).map_err(|e| format!("the fault: {e}"))?;
+                ssd.fault(clock::monotonic_ns(), &action).map(Answer::Value)
             }
             _ => Err(format!("unknown request {request}")),
         }
     }
 
     fn stopped(&self) {
-        let Ok(device) = self.device() else { return };
-        if let Err(error) = device.flush() {
+        let Ok(ssd) = self.ssd() else { return };
+        // Without power there is nothing to save.
+        if ssd.device().is_powered()
+            && let Err(error) = ssd.device().flush()
+        {
             log::error!("the last flush: {error}");
         }
-        if let place @ MediaPlace::Ram(_) = device.media().place() {
+        if let place @ MediaPlace::Ram(_) = ssd.device().media().place() {
             media::remove(place);
         }
     }
+}
+
+fn since_1970_ns() -> u64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
 }
 
 fn state_name(zone: &ZoneDescriptor) -> &'static str {
@@ -192,7 +221,8 @@ fn state_name(zone: &ZoneDescriptor) -> &'static str {
     }
 }
 
-fn zone_json(zone: &ZoneDescriptor) -> Value {
+fn zone_json(ssd: &Ssd, zone: &ZoneDescriptor) -> Value {
+    let field = |field| ssd.device().media().field(zone.zone, field);
     let write_pointer = match zone.write_pointer {
         crate::zones::NO_WRITE_POINTER => Value::Null,
         Sector(sector) => json!(sector),
@@ -208,77 +238,99 @@ fn zone_json(zone: &ZoneDescriptor) -> Value {
         "size_sectors": zone.sectors,
         "capacity_sectors": zone.capacity_sectors,
         "write_pointer_sectors": write_pointer,
+        "host_written_sectors": field(ZoneField::HostSectors),
+        "resets": field(ZoneField::Cycles),
+        "reads_since_reset": field(ZoneField::Reads),
     })
 }
 
 /// One queue of a device: nothing of its own, the device is shared.
 pub struct ZnsQueue {
-    device: Arc<ZnsDevice>,
+    ssd: Arc<Ssd>,
     queue: u16,
 }
 
 impl QueueHandler for ZnsQueue {
-    fn handle(&mut self, request: &Request, payload: &mut Payload<'_>) -> Result<Done, Errno> {
-        self.execute(request, payload).map_err(|error| {
+    fn handle(&mut self, request: &Request, payload: &mut Payload<'_>) -> Reply {
+        let Timed { result, due_ns } = self.execute(request, payload);
+        let outcome = result.map_err(|error| {
             log::debug!("{error}");
             errno(&error, request.op)
-        })
+        });
+        Reply::at(outcome, due_ns)
+    }
+
+    fn wants_time(&self) -> bool {
+        self.ssd.wants_time()
+    }
+
+    fn committing(&mut self, tag: u16) {
+        self.ssd.device().committing(SlotId { queue: self.queue, tag });
     }
 }
 
 impl ZnsQueue {
-    fn execute(&self, request: &Request, payload: &mut Payload<'_>) -> Result<Done, ZnsError> {
-        let device = &*self.device;
+    /// A queue of `ssd`, for who drives it without a kernel.
+    pub fn new(ssd: Arc<Ssd>, queue: u16) -> ZnsQueue {
+        ZnsQueue { ssd, queue }
+    }
+
+    fn execute(&self, request: &Request, payload: &mut Payload<'_>) -> Timed<Done> {
+        let ssd = &*self.ssd;
         let (sector, sectors) = (Sector(request.sector), u64::from(request.sectors));
-        let zone = device.geometry().locate(sector).map_or(ZoneId(u32::MAX), |(zone, _)| zone);
         let slot = Some(SlotId { queue: self.queue, tag: request.tag });
+        let arrival = Arrival { now_ns: request.fetched_ns, queue: self.queue, slot };
+        let zone = || ssd.device().geometry().locate(sector).map_or(ZoneId(u32::MAX), |(zone, _)| zone);
         match request.op {
-            Op::Read => self.read(sector, sectors, payload)?,
+            Op::Read => self.read(arrival, sector, sectors, payload),
             Op::Write => {
-                device.write_with(slot, sector, sectors, |to, bytes| fetch(payload, to.as_ptr(), bytes))?;
-                self.make_durable(zone, request.fua)?;
+                let copy = |to: NonNull<u8>, bytes| fetch(payload, to, bytes);
+                whole(ssd.write_with(arrival, sector, sectors, request.fua, copy))
             }
             Op::ZoneAppend => {
-                let at = device
-                    .append_with(slot, sector, sectors, |to, bytes| fetch(payload, to.as_ptr(), bytes))?;
-                self.make_durable(zone, request.fua)?;
-                return Ok(Done::AppendedAt(at.0));
+                let copy = |to: NonNull<u8>, bytes| fetch(payload, to, bytes);
+                let Timed { result, due_ns } = ssd.append_with(arrival, sector, sectors, request.fua, copy);
+                Timed { result: result.map(|at| Done::AppendedAt(at.0)), due_ns }
             }
-            Op::Flush => device.flush()?,
-            Op::ZoneOpen => device.open_zone(zone)?,
-            Op::ZoneClose => device.close_zone(zone)?,
-            Op::ZoneFinish => device.finish_zone(zone)?,
-            Op::ZoneReset => device.reset_zone(zone)?,
-            Op::ZoneResetAll => device.reset_all()?,
-            Op::ReportZones => self.report(zone, request.sectors, payload)?,
+            Op::Flush => whole(ssd.flush(arrival)),
+            Op::ZoneOpen => whole(ssd.open_zone(arrival, zone())),
+            Op::ZoneClose => whole(ssd.close_zone(arrival, zone())),
+            Op::ZoneFinish => whole(ssd.finish_zone(arrival, zone())),
+            Op::ZoneReset => whole(ssd.reset_zone(arrival, zone())),
+            Op::ZoneResetAll => whole(ssd.reset_all(arrival)),
+            Op::ReportZones => {
+                let Timed { result, due_ns } = ssd.report(arrival, zone());
+                let result = result.and_then(|()| self.report(zone(), request.sectors, payload));
+                whole(Timed { result, due_ns })
+            }
             // Never advertised: reset is what discards a zone.
-            Op::Discard | Op::WriteZeroes => return Err(ZnsError::Unsupported(request.op.name())),
+            Op::Discard | Op::WriteZeroes => {
+                Timed { result: Err(ZnsError::Unsupported(request.op.name())), due_ns: 0 }
+            }
         }
-        Ok(Done::Whole)
     }
 
-    fn make_durable(&self, zone: ZoneId, fua: bool) -> Result<(), ZnsError> {
-        if fua { self.device.flush_zone(zone) } else { self.device.written_through() }
-    }
-
-    fn read(&self, sector: Sector, sectors: u64, payload: &mut Payload<'_>) -> Result<(), ZnsError> {
+    fn read(&self, arrival: Arrival, sector: Sector, sectors: u64, payload: &mut Payload<'_>) -> Timed<Done> {
         let mut at = 0;
-        let found = self.device.read_with(sector, sectors, |from, bytes| {
+        let Timed { result, due_ns } = self.ssd.read_with(arrival, sector, sectors, |from, bytes| {
             at = bytes;
             match payload {
                 // SAFETY: the engine hands out memory valid for `bytes`; the kernel does the copy.
                 Payload::UserCopy(copy) => unsafe { copy.store_raw(0, from.as_ptr(), bytes) },
-                Payload::Buffer(_) => Err(std::io::Error::from_raw_os_error(libc::EINVAL)),
+                Payload::Buffer(buffer) => copy_out(from, bytes, buffer),
             }
-        })?;
-        let len = (sectors * SECTOR_BYTES) as usize;
-        while at < len {
-            let zeroes = ZEROES.get(..len - at).unwrap_or(&ZEROES);
-            let failed = |source| ZnsError::Transfer { zone: found.zone.0, bytes: zeroes.len(), source };
-            payload.store(at, zeroes).map_err(failed)?;
-            at += zeroes.len();
-        }
-        Ok(())
+        });
+        let result = result.and_then(|found| {
+            let len = (sectors * SECTOR_BYTES) as usize;
+            while at < len {
+                let zeroes = ZEROES.get(..len - at).unwrap_or(&ZEROES);
+                let failed = |source| ZnsError::Transfer { zone: found.zone.0, bytes: zeroes.len(), source };
+                payload.store(at, zeroes).map_err(failed)?;
+                at += zeroes.len();
+            }
+            Ok(Done::Whole)
+        });
+        Timed { result, due_ns }
     }
 
     /// Fills the payload with `count` zones from `first` on; an entry of zeroes ends a shorter report.
@@ -291,7 +343,7 @@ impl ZnsQueue {
             let entries = left.min(64);
             let Some(chunk) = chunk.get_mut(..entries * BLK_ZONE_BYTES) else { break };
             for entry in chunk.chunks_exact_mut(BLK_ZONE_BYTES) {
-                match self.device.describe(ZoneId(next)) {
+                match self.ssd.device().describe(ZoneId(next)) {
                     Ok(zone) => entry.copy_from_slice(&blk_zone(&zone)),
                     Err(_) => entry.fill(0),
                 }
@@ -309,12 +361,29 @@ impl ZnsQueue {
     }
 }
 
-fn fetch(payload: &Payload<'_>, to: *mut u8, bytes: usize) -> std::io::Result<()> {
+fn whole(timed: Timed<()>) -> Timed<Done> {
+    Timed { result: timed.result.map(|()| Done::Whole), due_ns: timed.due_ns }
+}
+
+fn fetch(payload: &Payload<'_>, to: NonNull<u8>, bytes: usize) -> std::io::Result<()> {
     match payload {
         // SAFETY: the engine hands out memory valid for `bytes`; the kernel does the copy.
-        Payload::UserCopy(copy) => unsafe { copy.fetch_raw(0, to, bytes) },
-        Payload::Buffer(_) => Err(std::io::Error::from_raw_os_error(libc::EINVAL)),
+        Payload::UserCopy(copy) => unsafe { copy.fetch_raw(0, to.as_ptr(), bytes) },
+        Payload::Buffer(buffer) => {
+            let from = buffer.get(..bytes).ok_or(std::io::Error::from_raw_os_error(libc::EINVAL))?;
+            // SAFETY: valid for `bytes`, and no part of the buffer. A device with buffers is one that tests and benchmarks drive
+            // on one thread: the device itself asks for user copy.
+            unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), to.as_ptr(), bytes) };
+            Ok(())
+        }
     }
+}
+
+fn copy_out(from: NonNull<u8>, bytes: usize, buffer: &mut [u8]) -> std::io::Result<()> {
+    let to = buffer.get_mut(..bytes).ok_or(std::io::Error::from_raw_os_error(libc::EINVAL))?;
+    // SAFETY: as in `fetch`.
+    unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), to.as_mut_ptr(), bytes) };
+    Ok(())
 }
 
 /// A zone as the kernel's `struct blk_zone`.
@@ -360,6 +429,8 @@ fn errno(error: &ZnsError, op: Op) -> Errno {
         {
             Errno::ENOSPC
         }
+        // The block layer's own word for lost data (BLK_STS_MEDIUM).
+        ZnsError::Medium(_) => Errno::ENODATA,
         ZnsError::Unsupported(_) => Errno::EOPNOTSUPP,
         _ => Errno::EIO,
     }
@@ -368,6 +439,7 @@ fn errno(error: &ZnsError, op: Op) -> Errno {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::ZnsDevice;
 
     #[test]
     fn the_limits_have_errnos_of_their_own_and_other_rules_are_io_errors() {
@@ -407,24 +479,27 @@ mod tests {
     #[test]
     fn a_handler_answers_reports_reads_and_errors_without_a_kernel() {
         let config = ZnsConfig { size_bytes: 4 << 20, zone_size_bytes: 1 << 20, ..Default::default() };
-        let mut queue = ZnsQueue { device: Arc::new(ZnsDevice::new(&config).unwrap()), queue: 0 };
-        let request = |op, sector, sectors| Request { op, sector, sectors, fua: false, tag: 0 };
+        let options = DeviceOptions::new(config, MediaPlace::Anonymous);
+        let mut queue = ZnsQueue::new(Arc::new(Ssd::create(&options, Models::default()).unwrap()), 0);
+        let request =
+            |op, sector, sectors| Request { op, sector, sectors, fua: false, tag: 0, fetched_ns: 0 };
         let mut bytes = vec![9; 6 * BLK_ZONE_BYTES];
-        let done = queue.handle(&request(Op::ReportZones, 2048, 6), &mut Payload::Buffer(&mut bytes));
+        let done = queue.handle(&request(Op::ReportZones, 2048, 6), &mut Payload::Buffer(&mut bytes)).outcome;
         assert_eq!(done, Ok(Done::Whole));
         assert_eq!(bytes[64 * 2..64 * 2 + 8], 6144u64.to_ne_bytes());
         assert!(bytes[64 * 3..].iter().all(|byte| *byte == 0));
         let mut bytes = vec![9; 4096];
-        let done = queue.handle(&request(Op::Read, 0, 8), &mut Payload::Buffer(&mut bytes));
+        let done = queue.handle(&request(Op::Read, 0, 8), &mut Payload::Buffer(&mut bytes)).outcome;
         assert_eq!(done, Ok(Done::Whole));
         assert_eq!(bytes, [0; 4096]);
-        let stray = queue.handle(&request(Op::Write, 64, 8), &mut Payload::Buffer(&mut bytes));
+        let stray = queue.handle(&request(Op::Write, 64, 8), &mut Payload::Buffer(&mut bytes)).outcome;
         assert_eq!(stray, Err(Errno::EIO));
-        let close = queue.handle(&request(Op::ZoneClose, 0, 0), &mut Payload::Buffer(&mut []));
+        let close = queue.handle(&request(Op::ZoneClose, 0, 0), &mut Payload::Buffer(&mut [])).outcome;
         assert_eq!(close, Err(Errno::EIO));
-        let beyond = queue.handle(&request(Op::ZoneReset, u64::MAX, 0), &mut Payload::Buffer(&mut []));
+        let beyond =
+            queue.handle(&request(Op::ZoneReset, u64::MAX, 0), &mut Payload::Buffer(&mut [])).outcome;
         assert_eq!(beyond, Err(Errno::EIO));
-        let discard = queue.handle(&request(Op::Discard, 0, 8), &mut Payload::Buffer(&mut []));
+        let discard = queue.handle(&request(Op::Discard, 0, 8), &mut Payload::Buffer(&mut [])).outcome;
         assert_eq!(discard, Err(Errno::EOPNOTSUPP));
     }
 }

@@ -4,52 +4,40 @@
 mod reference;
 
 use proptest::prelude::*;
-use reference::{Cmd, Kind, No, Reference};
+use reference::{
+    Cmd, No,
+    drive::{BLOCK, Seen, Shape, ZONE, command, commands, compare, config, no, reference, shapes, start},
+};
 use ublk_zns::{
-    Geometry, Sector, ZnsConfig, ZoneError, ZoneId, ZoneState,
+    Geometry, Sector, ZoneDescriptor, ZoneError, ZoneId, ZoneState,
     zones::{Effect, NO_WRITE_POINTER, Zones},
 };
 
-const ZONE: u64 = 64;
-const BLOCK: u64 = 8;
-
-#[derive(Debug, Clone)]
-struct Shape {
-    zones: u32,
-    conv: u32,
-    capacity: u64,
-    open: u32,
-    active: u32,
+fn device(shape: &Shape) -> Zones {
+    Zones::new(Geometry::new(&config(shape)).unwrap())
 }
 
-fn device(shape: &Shape) -> Zones {
-    let config = ZnsConfig {
-        size_bytes: u64::from(shape.zones) * ZONE * 512,
-        zone_size_bytes: ZONE * 512,
-        zone_capacity_bytes: Some(shape.capacity * 512),
-        conventional_zones: shape.conv,
-        max_open_zones: Some(shape.open),
-        max_active_zones: Some(shape.active),
-        block_bytes: (BLOCK * 512) as u32,
-        max_append_bytes: 24 * 512,
-    };
-    Zones::new(Geometry::new(&config).unwrap())
+impl Seen for Zones {
+    fn resources(&self) -> (u32, u32) {
+        (self.open_zones(), self.active_zones())
+    }
+    fn describe(&self, zone: ZoneId) -> ZoneDescriptor {
+        Zones::describe(self, zone).unwrap()
+    }
+    fn state(&self, zone: ZoneId) -> (ZoneState, u64) {
+        Zones::state(self, zone).unwrap()
+    }
+    fn read(&self, start: Sector) -> Option<u64> {
+        match Zones::read(self, start, ZONE) {
+            Ok(found) => Some(found.written),
+            Err(ZoneError::Offline(_)) => None,
+            Err(error) => panic!("{error}"),
+        }
+    }
 }
 
 fn small(open: u32, active: u32) -> Zones {
     device(&Shape { zones: 8, conv: 1, capacity: 48, open, active })
-}
-
-fn reference(shape: &Shape) -> Reference {
-    Reference::new(
-        (shape.zones as usize, shape.conv as usize),
-        (ZONE, shape.capacity, BLOCK, 24.min(shape.capacity)),
-        (shape.open as usize, shape.active as usize),
-    )
-}
-
-fn start(zone: u32) -> Sector {
-    Sector(u64::from(zone) * ZONE)
 }
 
 fn run(zones: &mut Zones, cmd: Cmd) -> Result<u64, No> {
@@ -80,97 +68,7 @@ fn run(zones: &mut Zones, cmd: Cmd) -> Result<u64, No> {
         Cmd::WearOut(n) => zones.wear_out(id(n)).map(nothing),
         Cmd::Fail(n) => zones.fail(id(n)).map(nothing),
     };
-    done.map_err(|error| match error {
-        ZoneError::Misaligned { .. }
-        | ZoneError::OutOfRange { .. }
-        | ZoneError::Boundary { .. }
-        | ZoneError::InvalidAppend { .. } => No::Bounds,
-        ZoneError::InvalidWrite { .. } => No::Pointer,
-        ZoneError::Full(_) => No::Full,
-        ZoneError::ReadOnly(_) => No::ReadOnly,
-        ZoneError::Offline(_) => No::Offline,
-        ZoneError::InvalidTransition { .. } | ZoneError::Conventional { .. } | ZoneError::NoZone { .. } => {
-            No::Transition
-        }
-        ZoneError::TooManyOpen { .. } => No::Open,
-        ZoneError::TooManyActive { .. } => No::Active,
-    })
-}
-
-/// Everything a client can see must agree.
-fn compare(zones: &Zones, reference: &Reference) -> Result<(), TestCaseError> {
-    prop_assert_eq!(zones.open_zones() as usize, reference.open());
-    prop_assert_eq!(zones.active_zones() as usize, reference.active());
-    for (n, expected) in reference.zones.iter().enumerate() {
-        let id = ZoneId(n as u32);
-        let shown = zones.describe(id).unwrap();
-        let (state, written) = zones.state(id).unwrap();
-        let agree = match expected.kind {
-            Kind::Conv => shown.capacity_sectors == ZONE,
-            Kind::Empty => state == ZoneState::Empty,
-            Kind::Implicit(_) => state == ZoneState::ImplicitlyOpen,
-            Kind::Explicit => state == ZoneState::ExplicitlyOpen,
-            Kind::Closed => state == ZoneState::Closed,
-            Kind::Full => state == ZoneState::Full,
-            Kind::ReadOnly => state == ZoneState::ReadOnly,
-            Kind::Offline => state == ZoneState::Offline,
-        };
-        prop_assert!(agree, "zone {}: {:?} against {:?}", n, state, expected);
-        let first = start(n as u32).0;
-        let pointer = match expected.kind {
-            Kind::Conv | Kind::ReadOnly | Kind::Offline => NO_WRITE_POINTER,
-            Kind::Full => Sector(first + ZONE),
-            _ => Sector(first + expected.data),
-        };
-        let conventional = n < zones.geometry().conventional_zones() as usize;
-        let pointer = if conventional { NO_WRITE_POINTER } else { pointer };
-        prop_assert_eq!(shown.write_pointer, pointer);
-        if !conventional {
-            prop_assert_eq!(written, expected.data);
-            let read = zones.read(Sector(first), ZONE).map(|found| found.written);
-            let expected_read = match expected.kind {
-                Kind::Offline => Err(ZoneError::Offline(n as u32)),
-                _ => Ok(expected.data),
-            };
-            prop_assert_eq!(read, expected_read);
-        }
-    }
-    Ok(())
-}
-
-fn shapes() -> impl Strategy<Value = Shape> {
-    (2u32..10, 1u64..=8).prop_flat_map(|(zones, capacity_blocks)| {
-        (0..zones, 0..=zones, 0..=zones).prop_map(move |(conv, open, active)| {
-            let open = match (open, active) {
-                (_, 0) => open,
-                (0, _) => 1,
-                _ => open.min(active),
-            };
-            Shape { zones, conv, capacity: capacity_blocks * BLOCK, open, active }
-        })
-    })
-}
-
-/// Mostly commands that can succeed, so that deep states are reached; `usize` choices are taken modulo what exists.
-fn commands() -> impl Strategy<Value = Vec<(u8, usize, u64, u64)>> {
-    prop::collection::vec((0u8..100, any::<usize>(), 0u64..10, 0u64..6), 1..200)
-}
-
-fn command(reference: &Reference, (dice, pick, at, len): (u8, usize, u64, u64)) -> Cmd {
-    let zone = pick % reference.zones.len();
-    let len = len * BLOCK / if dice == 1 { 2 } else { 1 };
-    match dice {
-        0..=44 => Cmd::Write { zone, at: reference.zones[zone].data.min(ZONE - BLOCK), len },
-        45..=49 => Cmd::Write { zone, at: at * BLOCK % ZONE, len },
-        50..=64 => Cmd::Append { zone, len },
-        65..=72 => Cmd::Open(zone),
-        73..=80 => Cmd::Close(zone),
-        81..=86 => Cmd::Finish(zone),
-        87..=94 => Cmd::Reset(zone),
-        95 => Cmd::ResetAll,
-        96..=97 => Cmd::WearOut(zone),
-        _ => Cmd::Fail(zone),
-    }
+    done.map_err(|error| no(&error))
 }
 
 proptest! {

@@ -36,25 +36,8 @@ enum Command {
                       nodes can lend is warned about."
     )]
     Add(Add),
-    /// Delete a device, or all of them; its content is gone
-    #[command(after_help = "Example:\n  swapoff /dev/ublkb0 && ublk-dpuswap del 0")]
-    Del(cli::DelArgs),
-    /// List the swap devices
-    #[command(after_help = "Example:\n  ublk-dpuswap list --json")]
-    List {
-        /// Print JSON
-        #[arg(long)]
-        json: bool,
-    },
-    /// Print a device's counters: pages, compression, cache, nodes
-    #[command(after_help = "Example:\n  ublk-dpuswap stat 0 --json")]
-    Stat {
-        /// Number N of /dev/ublkbN
-        id: u32,
-        /// Print JSON
-        #[arg(long)]
-        json: bool,
-    },
+    #[command(flatten)]
+    Shared(cli::Shared),
 }
 
 #[derive(Args, Clone)]
@@ -194,9 +177,7 @@ fn main() -> ExitCode {
     cli::init_log();
     let result = match &cli.command {
         Command::Add(args) => add(args),
-        Command::Del(args) => cli::del(args, Some("dpuswap")),
-        Command::List { json } => cli::list(Some("dpuswap"), *json),
-        Command::Stat { id, json } => cli::stat("dpuswap", *id, *json),
+        Command::Shared(shared) => shared.run(Some("dpuswap")),
     };
     cli::finish("ublk-dpuswap", result)
 }

@@ -2,6 +2,7 @@
 
 use super::DeviceInfo;
 use crate::{
+    clock::monotonic_ns,
     error::{Error, Result},
     request::{Op, Payload, Request, UserCopy},
     spec::DataPath,
@@ -62,13 +63,19 @@ pub(crate) trait Tags {
     /// `append_sector` only for a zone append: the kernel refuses it on others.
     fn commit(&mut self, tag: u16, result: i32, append_sector: Option<u64>) -> io::Result<()>;
 
-    /// Submits what was committed and waits until the kernel has said something.
-    fn wait(&mut self) -> io::Result<()>;
+    /// Submits what was committed and waits until the kernel has said something, for at most `limit`.
+    fn wait(&mut self, limit: Option<Duration>) -> io::Result<()>;
+
+    /// Submits what was committed and looks, without waiting, whether the kernel has said something. Free when it has not.
+    fn poll(&mut self) -> io::Result<()>;
+
+    /// The time, as [`crate::clock::monotonic_ns`] tells it.
+    fn now_ns(&self) -> u64;
 
     /// The next thing the kernel said, if it said more.
     fn next_event(&mut self) -> Option<Event>;
 
-    /// The request on `tag`; `Err` with the raw operation if it is one this crate does not know.
+    /// The request on `tag`, without a time; `Err` with the raw operation if it is one this crate does not know.
     fn request(&self, tag: u16) -> std::result::Result<Request, u8>;
 
     /// The data of `request`. For a zone report that is the whole report buffer.
@@ -91,6 +98,8 @@ impl<'d> IoQueue<'d> {
         let ring = IoUring::builder()
             .setup_single_issuer()
             .setup_defer_taskrun()
+            .setup_taskrun_flag() // so that `poll` enters the kernel only when it has something
+            .setup_submit_all()
             .setup_cqsize(depth * 2)
             .build(depth)?;
         ring.submitter().register_files(&[device.file.as_raw_fd()])?;
@@ -155,19 +164,27 @@ impl Tags for IoQueue<'_> {
         self.push(sys::UBLK_U_IO_COMMIT_AND_FETCH_REQ, tag, result, addr)
     }
 
-    fn wait(&mut self) -> io::Result<()> {
-        match self.ring.submit_and_wait(1) {
-            Err(error) => match error.raw_os_error() {
-                Some(libc::EINTR) => Ok(()),
-                // The kernel lacks something for a moment; what was not submitted stays in the ring.
-                Some(libc::EAGAIN | libc::EBUSY | libc::ENOMEM) => {
-                    std::thread::sleep(Duration::from_millis(1));
-                    Ok(())
-                }
-                _ => Err(error),
-            },
-            Ok(_) => Ok(()),
-        }
+    fn wait(&mut self, limit: Option<Duration>) -> io::Result<()> {
+        let submitter = self.ring.submitter();
+        let entered = match limit {
+            None => submitter.submit_and_wait(1),
+            Some(limit) => {
+                let limit = types::Timespec::from(limit);
+                submitter.submit_with_args(1, &types::SubmitArgs::new().timespec(&limit))
+            }
+        };
+        entered.map(drop).or_else(passing)
+    }
+
+    fn poll(&mut self) -> io::Result<()> {
+        let submission = self.ring.submission();
+        let due = !submission.is_empty() || submission.taskrun() || submission.cq_overflow();
+        drop(submission);
+        if due { self.ring.submit().map(drop).or_else(passing) } else { Ok(()) }
+    }
+
+    fn now_ns(&self) -> u64 {
+        monotonic_ns()
     }
 
     fn next_event(&mut self) -> Option<Event> {
@@ -193,6 +210,7 @@ impl Tags for IoQueue<'_> {
             sectors: raw.nr_sectors,
             fua: raw.op_flags & sys::UBLK_IO_F_FUA != 0,
             tag,
+            fetched_ns: 0,
         })
     }
 
@@ -214,6 +232,19 @@ impl Tags for IoQueue<'_> {
                 len,
             }),
         }
+    }
+}
+
+/// Errors of entering the ring that pass: the time is up, a signal came, or the kernel lacks something for a moment. What
+/// was not submitted stays in the ring.
+fn passing(error: io::Error) -> io::Result<()> {
+    match error.raw_os_error() {
+        Some(libc::ETIME | libc::EINTR) => Ok(()),
+        Some(libc::EAGAIN | libc::EBUSY | libc::ENOMEM) => {
+            std::thread::sleep(Duration::from_millis(1));
+            Ok(())
+        }
+        _ => Err(error),
     }
 }
 

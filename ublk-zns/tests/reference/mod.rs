@@ -1,6 +1,8 @@
 //! A second zone state machine, written from the rules and not from `zones.rs`: no counters, no lists, everything is
 //! recomputed from the zones by scanning. Slow and plain; it is what the property tests compare with.
 
+pub(crate) mod drive;
+
 /// What a zone is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {

@@ -1,9 +1,10 @@
-//! `ublk-zns`: load a ZNS SSD as /dev/ublkbN.
+//! `add`, `create`, `recover` and `del`: what a device is, and bringing it up.
 
+use crate::models::ModelArgs;
 use bytesize::ByteSize;
-use clap::{Args, Parser, Subcommand};
+use clap::Args;
 use serde_json::json;
-use std::{path::PathBuf, process::ExitCode};
+use std::path::PathBuf;
 use ublk_target::{
     Error, cli,
     lifecycle::{self, RunOptions, UsageError},
@@ -15,67 +16,9 @@ use ublk_zns::{
     media::{self, Media, MediaPlace},
 };
 
-/// A ZNS SSD in user space
-#[derive(Parser)]
-#[command(version, after_help = "Example:\n  ublk-zns add --size 4GiB\n  blkzone report /dev/ublkb0")]
-struct Cli {
-    #[command(subcommand)]
-    command: Command,
-}
-
-#[derive(Subcommand)]
-enum Command {
-    /// Add a device; prints /dev/ublkbN when it is live
-    #[command(
-        after_help = "Example:\n  ublk-zns add --size 1GiB --zone-size 64MiB --zone-capacity 48MiB --max-open 12 --max-active 14"
-    )]
-    Add(Box<Add>),
-    /// Make a device in a directory, without loading it: for `add --media file:DIR` and for model:DIR
-    #[command(after_help = "Example:\n  ublk-zns create /var/lib/zns0 --size 1GiB --zone-size 64MiB")]
-    Create(Create),
-    /// Delete a device; what --media file:DIR holds stays
-    #[command(after_help = "Example:\n  ublk-zns del 0\n  ublk-zns del --all")]
-    Del(cli::DelArgs),
-    /// List the ZNS devices
-    #[command(after_help = "Example:\n  ublk-zns list --json")]
-    List {
-        /// Print JSON
-        #[arg(long)]
-        json: bool,
-    },
-    /// Print every zone, as the device sees it
-    #[command(after_help = "Example:\n  ublk-zns report 0")]
-    Report {
-        /// Number N of /dev/ublkbN
-        id: u32,
-        /// Print JSON
-        #[arg(long)]
-        json: bool,
-    },
-    /// Print what the device has done
-    #[command(after_help = "Example:\n  ublk-zns stat 0 --json")]
-    Stat {
-        /// Number N of /dev/ublkbN
-        id: u32,
-        /// Print JSON
-        #[arg(long)]
-        json: bool,
-    },
-    /// Serve a device whose daemon died, with its data and zone states
-    #[command(after_help = "Example:\n  ublk-zns recover 0")]
-    Recover(cli::RecoverArgs),
-    /// Print what the kernel's ublk driver can do
-    #[command(after_help = "Example:\n  ublk-zns features")]
-    Features {
-        /// Print JSON
-        #[arg(long)]
-        json: bool,
-    },
-}
-
 /// What a device is. Options that are not given come from the device that is there, or else are the defaults.
 #[derive(Args)]
-struct Shape {
+pub(crate) struct Shape {
     /// Sum of all zone sizes [default: 4GiB]
     #[arg(long)]
     size: Option<ByteSize>,
@@ -109,7 +52,7 @@ fn small(size: ByteSize) -> u32 {
 
 impl Shape {
     /// `base` with what was asked for in its place.
-    fn config(&self, base: &ZnsConfig) -> ZnsConfig {
+    pub(crate) fn config(&self, base: &ZnsConfig) -> ZnsConfig {
         let bytes = |size: Option<ByteSize>, base: u64| size.map_or(base, |size| size.as_u64());
         ZnsConfig {
             size_bytes: bytes(self.size, base.size_bytes),
@@ -154,7 +97,7 @@ enum RecoveryChoice {
 }
 
 #[derive(Args)]
-struct Add {
+pub(crate) struct Add {
     #[command(flatten)]
     common: cli::AddArgs,
     #[command(flatten)]
@@ -170,6 +113,12 @@ struct Add {
     /// What becomes of the requests that a daemon holds when it dies, once there is a new one: done by it, or failed
     #[arg(long, default_value = "reissue", value_name = "MODE")]
     recovery: RecoveryChoice,
+    #[command(flatten)]
+    models: ModelArgs,
+    /// How long before a completion is due its queue polls the clock, in microseconds: more is more punctual and costs
+    /// processor time
+    #[arg(long, default_value_t = 0, value_name = "MICROSECONDS", value_parser = clap::value_parser!(u32).range(0..=1000))]
+    spin_us: u32,
 }
 
 impl Add {
@@ -195,21 +144,25 @@ impl Add {
                 RecoveryChoice::Reissue => RecoveryMode::Reissue,
                 RecoveryChoice::Abort => RecoveryMode::Abort,
             },
+            models: self.models.models(self.common.queues)?,
+            spin_ns: self.spin_us * 1000,
         })
     }
 }
 
 #[derive(Args)]
-struct Create {
+pub(crate) struct Create {
     /// The directory; it must be empty or not exist
     dir: PathBuf,
     #[command(flatten)]
     shape: Shape,
 }
 
-fn target_error(error: ZnsError) -> Error {
+pub(crate) fn target_error(error: ZnsError) -> Error {
     match error {
-        ZnsError::Config { .. } => Error::Target(Box::new(UsageError(error.to_string()))),
+        ZnsError::Config { .. } | ZnsError::Nand(_) | ZnsError::Reliability(_) => {
+            Error::Target(Box::new(UsageError(error.to_string())))
+        }
         other => Error::Target(Box::new(other)),
     }
 }
@@ -225,26 +178,26 @@ fn serve(run: &RunOptions, options: FrontOptions) -> Result<(), Error> {
     Ok(())
 }
 
-fn add(args: &Add) -> Result<(), Error> {
+pub(crate) fn add(args: &Add) -> Result<(), Error> {
     let options = args.options().map_err(target_error)?;
     serve(&args.common.run_options(json!(options)), options)
 }
 
-fn create(args: &Create) -> Result<(), Error> {
+pub(crate) fn create(args: &Create) -> Result<(), Error> {
     let config = args.shape.config(&ZnsConfig::default());
     let options = DeviceOptions::new(config, MediaPlace::Dir(args.dir.clone()));
     ZnsDevice::create(&options).map_err(target_error)?;
     Ok(())
 }
 
-fn recover(args: &cli::RecoverArgs) -> Result<(), Error> {
+pub(crate) fn recover(args: &cli::RecoverArgs) -> Result<(), Error> {
     let saved = lifecycle::recoverable_options("zns", args.id)?;
     let options = serde_json::from_value(saved.clone())
         .map_err(|e| Error::NotRecoverable { id: args.id, why: format!("its options: {e}") })?;
     serve(&args.run_options(saved), options)
 }
 
-fn del(args: &cli::DelArgs) -> Result<(), Error> {
+pub(crate) fn del(args: &cli::DelArgs) -> Result<(), Error> {
     let ids = match args.id {
         Some(id) => vec![id],
         None => lifecycle::list(Some("zns"))?.iter().map(|listed| listed.id).collect(),
@@ -257,47 +210,4 @@ fn del(args: &cli::DelArgs) -> Result<(), Error> {
         }
     }
     result
-}
-
-fn report(id: u32, as_json: bool) -> Result<(), Error> {
-    let zones = lifecycle::ask("zns", id, &json!({ "op": "report" }))?;
-    if as_json {
-        println!("{zones}");
-        return Ok(());
-    }
-    println!(
-        "{:>5} {:<12} {:<15} {:>12} {:>10} {:>10} {:>12}",
-        "ZONE", "TYPE", "STATE", "START", "SIZE", "CAPACITY", "WP"
-    );
-    for zone in zones.as_array().into_iter().flatten() {
-        let text = |key: &str| zone[key].as_str().unwrap_or("?").to_owned();
-        let hex = |key: &str| zone[key].as_u64().map_or("-".to_owned(), |n| format!("{n:#x}"));
-        println!(
-            "{:>5} {:<12} {:<15} {:>12} {:>10} {:>10} {:>12}",
-            zone["zone"].to_string(),
-            text("type"),
-            text("state"),
-            hex("start_sectors"),
-            hex("size_sectors"),
-            hex("capacity_sectors"),
-            hex("write_pointer_sectors"),
-        );
-    }
-    Ok(())
-}
-
-fn main() -> ExitCode {
-    let cli = Cli::parse();
-    cli::init_log();
-    let result = match &cli.command {
-        Command::Add(args) => add(args),
-        Command::Create(args) => create(args),
-        Command::Del(args) => del(args),
-        Command::List { json } => cli::list(Some("zns"), *json),
-        Command::Report { id, json } => report(*id, *json),
-        Command::Stat { id, json } => cli::stat("zns", *id, *json),
-        Command::Recover(args) => recover(args),
-        Command::Features { json } => cli::features(*json),
-    };
-    cli::finish("ublk-zns", result)
 }
