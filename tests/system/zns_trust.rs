@@ -252,7 +252,7 @@ fn faults_strike_where_and_as_often_as_they_are_told_and_go_away() {
     read(2).ok();
     assert!(begun.elapsed().as_millis() >= 500);
 
-    device.run(20, "fault", &["torn-write", "--blocks", "3", "--count", "once"]).ok();
+    device.run(20, "fault", &["torn-write", "--landed-blocks", "3", "--count", "once"]).ok();
     let torn = sh(20, &format!("dd if=/dev/zero of={path} bs=32k count=1 seek=8 oflag=direct status=none"));
     assert_ne!(torn.status, Some(0));
     assert_eq!(report(&device)[0]["write_pointer_sectors"], 512 + 3 * 8);

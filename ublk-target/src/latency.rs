@@ -1,6 +1,6 @@
 //! Histograms of how long requests took and how late timed completions were.
 //!
-//! A queue thread puts its samples in a small array ([`Samples`]) and moves them to its shared [`Histograms`] when the
+//! A queue thread puts its samples in a small array (`Samples`) and moves them to its shared [`Histograms`] when the
 //! array is full or before it blocks. The invariant: recording allocates nothing and takes the lock at most once per
 //! full array or wake-up, never per request; and nothing is lost, since a thread that blocks has moved what it had.
 

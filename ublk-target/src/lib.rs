@@ -99,8 +99,17 @@ pub trait QueueHandler {
 
     /// Called right before the completion of `tag` is put in the ring, once per request that [`QueueHandler::handle`] saw.
     ///
-    /// For targets that must recognise requests that are sent again after the daemon's death
-    /// ([`Recovery::Reissue`]). The kernel has the completion for certain only when it sends the next request on the tag:
-    /// a process that dies in between (at most one wake-up's handling) leaves it open whether it arrived.
+    /// For targets that must recognise requests that are sent again after the daemon's death ([`Recovery::Reissue`]): from
+    /// here until [`QueueHandler::committed`] it is open whether the kernel has the completion.
     fn committing(&mut self, _tag: u16) {}
+
+    /// Whether the completions of this batch are to be given to the kernel before the queue waits, and not with the wait: it
+    /// costs a system call per batch, and [`QueueHandler::committed`] is called before anything else can happen. Asked once per
+    /// batch.
+    fn commits_first(&self) -> bool {
+        false
+    }
+
+    /// Every completion that [`QueueHandler::committing`] announced is the kernel's now.
+    fn committed(&mut self) {}
 }

@@ -208,7 +208,7 @@ impl<T: Target> Running<T> {
         })?);
         let settings = Settings::new(&spec, added.info.depth);
         let queues: Vec<_> =
-            (0..added.info.queues).map(|_| Arc::new(QueueStats::new(spec.latency_stats))).collect();
+            (0..added.info.queues).map(|_| Arc::new(QueueStats::new(settings.latency_sampling))).collect();
         let mut running = Running { target, log, record, added, device, threads: Vec::new() };
         let opened = running.open_queues(&queues, settings, options.patience);
         if let Err(error) = opened.and_then(|()| running.go_live(options, state, queues)) {

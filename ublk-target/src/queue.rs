@@ -9,7 +9,8 @@
 //! A stopping device changes nothing: the kernel takes a tag away only after its request's completion, so that the loop
 //! goes on until the last waiting completion was due.
 //!
-//! The clock is read at most once per wake-up and once before each wait, and not at all when nobody needs it.
+//! The clock is read at most once per wake-up and once before each wait, and not at all when nobody needs it. Where a
+//! reading is a system call (User-Mode Linux), latency statistics look at one wake-up in `SLOW_CLOCK_SAMPLING` only.
 
 mod deadlines;
 #[cfg(test)]
@@ -18,6 +19,7 @@ mod tests;
 use crate::{
     QueueHandler,
     adapter::{Event, Tags},
+    clock,
     latency::Samples,
     request::{Done, Errno, Op, Reply, Request},
     spec::DeviceSpec,
@@ -37,6 +39,11 @@ pub const MAX_DELAY_NS: u64 = 3_600_000_000_000;
 /// While completions wait for their time, the loop looks at the clock after this many events.
 const EVENTS_BETWEEN_LOOKS: usize = 32;
 
+/// Where reading the clock takes longer than this, in ns, it is a system call.
+const SLOW_CLOCK_NS: u64 = 250;
+/// With a slow clock, one wake-up in so many is timed for statistics, on average.
+const SLOW_CLOCK_SAMPLING: u32 = 32;
+
 /// What the loop needs to know of its device.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Settings {
@@ -44,14 +51,19 @@ pub(crate) struct Settings {
     pub(crate) depth: u16,
     /// How long before a due time to wake up and poll.
     pub(crate) spin_ns: u64,
-    /// Whether to record latency.
-    pub(crate) latency: bool,
+    /// Record latency of one wake-up in so many, on average; 0 for never.
+    pub(crate) latency_sampling: u32,
 }
 
 impl Settings {
     /// As `spec` says, for a queue of `depth` (the kernel's word).
     pub(crate) fn new(spec: &DeviceSpec, depth: u16) -> Settings {
-        Settings { depth, spin_ns: spec.completion_spin_ns.into(), latency: spec.latency_stats }
+        let latency_sampling = match (spec.latency_stats, clock::read_cost_ns()) {
+            (false, _) => 0,
+            (true, ..=SLOW_CLOCK_NS) => 1,
+            (true, _) => SLOW_CLOCK_SAMPLING,
+        };
+        Settings { depth, spin_ns: spec.completion_spin_ns.into(), latency_sampling }
     }
 }
 
@@ -91,8 +103,10 @@ pub(crate) fn serve<H: QueueHandler>(
         stats,
         settings,
         deadlines: Deadlines::new(depth),
+        sampling: Sampling::new(settings.latency_sampling),
         samples: Samples::new(&stats.histograms),
         batch: Batch::default(),
+        announced: false,
         refused_before: vec![false; depth],
     };
     let mut serving = depth;
@@ -134,14 +148,47 @@ impl Batch {
     }
 }
 
+/// Chooses the wake-ups that are timed for statistics: at random distances, so that no rhythm of the load meets them.
+struct Sampling {
+    every: u32,
+    until_next: u32,
+    random: u64,
+}
+
+impl Sampling {
+    fn new(every: u32) -> Sampling {
+        Sampling { every, until_next: 0, random: 0x2545_f491_4f6c_dd1d }
+    }
+
+    fn chooses(&mut self) -> bool {
+        match (self.every, self.until_next) {
+            (0, _) => return false,
+            (1, _) => return true,
+            (every, 0) => {
+                // Xorshift (Marsaglia 2003). The distance is uniform from 1 to 2 every - 1.
+                self.random ^= self.random << 13;
+                self.random ^= self.random >> 7;
+                self.random ^= self.random << 17;
+                self.until_next = (self.random >> 32) as u32 % (2 * every - 1);
+                return true;
+            }
+            _ => self.until_next -= 1,
+        }
+        false
+    }
+}
+
 struct Server<'s, Q, H> {
     queue: &'s mut Q,
     handler: &'s mut H,
     stats: &'s QueueStats,
     settings: Settings,
     deadlines: Deadlines,
+    sampling: Sampling,
     samples: Samples<'s>,
     batch: Batch,
+    /// Completions were put in the ring, and the handler does not know yet that the kernel has them.
+    announced: bool,
     /// By tag: its completion was refused and sent again.
     refused_before: Vec<bool>,
 }
@@ -158,7 +205,7 @@ impl<Q: Tags, H: QueueHandler> Server<'_, Q, H> {
         }
         while let Some((due_ns, finished)) = self.deadlines.pop(now_ns) {
             self.samples.lateness(now_ns - due_ns);
-            if let (true, Some(op)) = (self.settings.latency, finished.op) {
+            if let (true, Some(op)) = (self.records(&finished), finished.op) {
                 self.samples.latency(op, now_ns.saturating_sub(finished.fetched_ns), 1);
             }
             self.commit(finished)?;
@@ -166,26 +213,48 @@ impl<Q: Tags, H: QueueHandler> Server<'_, Q, H> {
         Ok(Some(now_ns))
     }
 
+    /// Whether the latency of a request goes into the statistics: when they are kept and its time was taken.
+    fn records(&self, finished: &Finished) -> bool {
+        self.settings.latency_sampling != 0 && finished.fetched_ns != 0
+    }
+
     /// Waits for the kernel, or until the next completion is due.
     fn wait(&mut self, now_ns: Option<u64>) -> io::Result<()> {
+        if self.announced && self.handler.commits_first() {
+            self.queue.submit()?;
+            self.tell_committed();
+        }
         let left_ns =
             self.deadlines.next_ns().zip(now_ns).map(|(due_ns, now_ns)| due_ns.saturating_sub(now_ns));
         match left_ns {
             Some(left_ns) if left_ns <= self.settings.spin_ns => {
                 std::hint::spin_loop();
-                self.queue.poll()
+                self.queue.poll()?;
             }
             left_ns => {
                 self.samples.drain();
                 let limit = left_ns.map(|left_ns| Duration::from_nanos(left_ns - self.settings.spin_ns));
-                self.queue.wait(limit)
+                self.queue.wait(limit)?;
+            }
+        }
+        self.tell_committed();
+        Ok(())
+    }
+
+    /// Tells the handler that the kernel has what was announced, once it has.
+    fn tell_committed(&mut self) {
+        if self.announced && self.queue.all_submitted() {
+            self.announced = false;
+            if catch_unwind(AssertUnwindSafe(|| self.handler.committed())).is_err() {
+                log::error!("the handler panicked after completions");
+                self.stats.panicked();
             }
         }
     }
 
     /// Handles what the kernel said; tells how many tags it took away.
     fn take_events(&mut self) -> io::Result<usize> {
-        let wants_time = self.settings.latency || self.handler.wants_time();
+        let wants_time = self.sampling.chooses() | self.handler.wants_time();
         let mut fetched_ns = 0;
         let (mut taken, mut stopped) = (0, 0);
         while let Some(event) = self.queue.next_event() {
@@ -217,7 +286,7 @@ impl<Q: Tags, H: QueueHandler> Server<'_, Q, H> {
             self.deadlines.push(due_ns, finished);
             return Ok(());
         }
-        if let (true, Some(op)) = (self.settings.latency, finished.op) {
+        if let (true, Some(op)) = (self.records(&finished), finished.op) {
             self.batch.count(op, fetched_ns);
         }
         self.commit(finished)
@@ -240,6 +309,7 @@ impl<Q: Tags, H: QueueHandler> Server<'_, Q, H> {
     fn commit(&mut self, finished: Finished) -> io::Result<()> {
         let Finished { tag, op, bytes, failed, completion, .. } = finished;
         if let Some(op) = op {
+            self.announced = true;
             // The request is finished whatever the hook does.
             if catch_unwind(AssertUnwindSafe(|| self.handler.committing(tag))).is_err() {
                 log::error!("the handler panicked while tag {tag} was completed");

@@ -21,6 +21,7 @@ pub struct QueueStats {
     panics: AtomicU64,
     refused: AtomicU64,
     clamped: AtomicU64,
+    latency_sampling: u32,
     pub(crate) histograms: Mutex<Histograms>,
 }
 
@@ -30,15 +31,16 @@ fn bump(counter: &AtomicU64, by: u64) {
 }
 
 impl QueueStats {
-    /// Counters at zero; with `latency` there are latency histograms.
-    pub fn new(latency: bool) -> QueueStats {
+    /// Counters at zero. The latency of one wake-up in `latency_sampling` is recorded; 0 for none.
+    pub fn new(latency_sampling: u32) -> QueueStats {
         QueueStats {
             ops: Default::default(),
             unknown: AtomicU64::new(0),
             panics: AtomicU64::new(0),
             refused: AtomicU64::new(0),
             clamped: AtomicU64::new(0),
-            histograms: Mutex::new(Histograms::new(latency)),
+            latency_sampling,
+            histograms: Mutex::new(Histograms::new(latency_sampling != 0)),
         }
     }
 
@@ -77,7 +79,9 @@ impl QueueStats {
 }
 
 /// The sum over queues: per operation the requests, bytes and errors, then what went wrong, then the times
-/// ([`Histograms::report`]; with `buckets` also their raw counts).
+/// ([`Histograms::report`]; with `buckets` also their raw counts). `latency_sampling` is in how many wake-ups of a queue one
+/// was timed: 1 for every one, more where reading the clock is slow (devices that time their requests anyway have all of
+/// them in the histograms), 0 without latency statistics.
 pub fn report(queues: &[std::sync::Arc<QueueStats>], buckets: bool) -> serde_json::Value {
     let sum = |get: &dyn Fn(&QueueStats) -> u64| queues.iter().map(|queue| get(queue)).sum::<u64>();
     let mut ops = serde_json::Map::new();
@@ -101,6 +105,8 @@ pub fn report(queues: &[std::sync::Arc<QueueStats>], buckets: bool) -> serde_jso
     report.insert("handler_panics".into(), sum(&|queue| queue.panics.load(Relaxed)).into());
     report.insert("refused_completions".into(), sum(&|queue| queue.refused.load(Relaxed)).into());
     report.insert("clamped_due_times".into(), sum(&|queue| queue.clamped.load(Relaxed)).into());
+    let sampling = queues.first().map_or(0, |queue| queue.latency_sampling);
+    report.insert("latency_sampling".into(), sampling.into());
     let mut times = Histograms::new(true);
     for queue in queues {
         times.add(&queue.histograms.lock().unwrap_or_else(PoisonError::into_inner));
@@ -116,7 +122,7 @@ mod tests {
 
     #[test]
     fn counters_of_all_queues_are_summed_and_failed_requests_move_no_bytes() {
-        let queues = [Arc::new(QueueStats::new(true)), Arc::new(QueueStats::new(true))];
+        let queues = [Arc::new(QueueStats::new(1)), Arc::new(QueueStats::new(1))];
         queues[0].finished(Op::Write, 4096, false);
         queues[1].finished(Op::Write, 8192, false);
         queues[1].finished(Op::Write, 8192, true);

@@ -64,7 +64,12 @@ impl DeviceOptions {
 struct Guard {
     lock: RwLock<()>,
     dirty: AtomicBool,
+    /// Bytes of memory that the empty zone still has from before its reset.
+    kept_bytes: AtomicU64,
 }
+
+/// How much memory of reset zones is kept for their next writes: fresh pages cost more than the copy into them.
+const KEPT_BYTES: u64 = 512 << 20;
 
 /// A ZNS device.
 pub struct ZnsDevice {
@@ -76,6 +81,7 @@ pub struct ZnsDevice {
     replays: Replays,
     openings: AtomicU64,
     powered: AtomicBool,
+    kept_bytes: AtomicU64,
 }
 
 impl ZnsDevice {
@@ -138,6 +144,7 @@ impl ZnsDevice {
             replays: Replays::default(),
             openings: AtomicU64::new(1),
             powered: AtomicBool::new(true),
+            kept_bytes: AtomicU64::new(0),
         }
     }
 
@@ -263,8 +270,31 @@ impl ZnsDevice {
             if state == ZoneState::ImplicitlyOpen && held.get().0 != state {
                 self.media.set_field(id, ZoneField::Opened, self.openings.fetch_add(1, Relaxed));
             }
+            if held.get().0 == ZoneState::Empty
+                && state != ZoneState::Empty
+                && let Some(guard) = self.guards.get(id.0 as usize)
+            {
+                self.kept_bytes.fetch_sub(guard.kept_bytes.swap(0, Relaxed), Relaxed);
+            }
             held.set(state, written);
             self.mark_dirty(id);
+        }
+    }
+
+    /// Gives an emptied zone's memory back, or keeps it for the zone's next writes: nothing of it can be read, since reads end
+    /// at the write pointer. Files are always punched.
+    fn deallocate(&self, zone: ZoneId) -> Result<(), ZnsError> {
+        // All of the zone: a zone that was written less than before still has the rest of its memory.
+        let bytes = self.geometry.capacity_sectors(zone).saturating_mul(SECTOR_BYTES);
+        let fits = self.kept_bytes.load(Relaxed).saturating_add(bytes) <= KEPT_BYTES;
+        match self.guards.get(zone.0 as usize) {
+            Some(guard) if fits && !self.media.lasts() => {
+                // One reset at a time: nobody else adds.
+                self.kept_bytes.fetch_add(bytes, Relaxed);
+                guard.kept_bytes.fetch_add(bytes, Relaxed);
+                Ok(())
+            }
+            _ => self.media.deallocate(zone),
         }
     }
 
@@ -526,7 +556,7 @@ impl ZnsDevice {
         self.settle(&settling, [zone])
     }
 
-    /// Empties a zone, durably, and gives its memory back.
+    /// Empties a zone, durably.
     ///
     /// # Errors
     /// The zone rules; [`ZnsError::Media`].
@@ -544,7 +574,7 @@ impl ZnsDevice {
         // Before the data goes: a journal that still spoke of it would promise what is no longer there.
         self.settle_alone(&settling, zone)?;
         // After the word: should the process die here, what is not yet deallocated is already unreadable.
-        self.media.deallocate(zone)
+        self.deallocate(zone)
     }
 
     /// Empties every zone that can be.
@@ -594,9 +624,10 @@ impl ZnsDevice {
         if self.cache.writes_through() { self.flush() } else { Ok(()) }
     }
 
-    /// The tag's completion goes to the kernel now.
-    pub fn committing(&self, slot: SlotId) {
-        self.media.committing(slot);
+    /// The tag's completion goes to the kernel now. Tells whether a write placed something under it, and whether that was an
+    /// append.
+    pub fn committing(&self, slot: SlotId) -> Option<bool> {
+        self.media.committing(slot)
     }
 
     /// The kernel has the tag's completion: its write will not come again.

@@ -151,7 +151,7 @@ impl Target for ZnsTarget {
     }
 
     fn open_queue(&self, queue: u16) -> Result<ZnsQueue, BoxError> {
-        Ok(ZnsQueue { ssd: Arc::clone(self.ssd()?), queue })
+        Ok(ZnsQueue::new(Arc::clone(self.ssd()?), queue))
     }
 
     fn stats(&self) -> Value {
@@ -248,6 +248,9 @@ fn zone_json(ssd: &Ssd, zone: &ZoneDescriptor) -> Value {
 pub struct ZnsQueue {
     ssd: Arc<Ssd>,
     queue: u16,
+    /// Tags whose completions were announced, and whether an append is among them.
+    announced: Vec<u16>,
+    appended: bool,
 }
 
 impl QueueHandler for ZnsQueue {
@@ -265,14 +268,30 @@ impl QueueHandler for ZnsQueue {
     }
 
     fn committing(&mut self, tag: u16) {
-        self.ssd.device().committing(SlotId { queue: self.queue, tag });
+        if let Some(append) = self.ssd.device().committing(SlotId { queue: self.queue, tag }) {
+            self.announced.push(tag);
+            self.appended |= append;
+        }
+    }
+
+    /// An append that the kernel has and the slot does not know of would be given its place again: to another append.
+    fn commits_first(&self) -> bool {
+        self.appended
+    }
+
+    fn committed(&mut self) {
+        for tag in self.announced.drain(..) {
+            self.ssd.device().committed(SlotId { queue: self.queue, tag });
+        }
+        self.appended = false;
     }
 }
 
 impl ZnsQueue {
     /// A queue of `ssd`, for who drives it without a kernel.
     pub fn new(ssd: Arc<Ssd>, queue: u16) -> ZnsQueue {
-        ZnsQueue { ssd, queue }
+        let depth = usize::from(ssd.device().media().slots().depth);
+        ZnsQueue { ssd, queue, announced: Vec::with_capacity(depth), appended: false }
     }
 
     fn execute(&self, request: &Request, payload: &mut Payload<'_>) -> Timed<Done> {

@@ -66,6 +66,12 @@ pub(crate) trait Tags {
     /// Submits what was committed and waits until the kernel has said something, for at most `limit`.
     fn wait(&mut self, limit: Option<Duration>) -> io::Result<()>;
 
+    /// Submits what was committed.
+    fn submit(&mut self) -> io::Result<()>;
+
+    /// Whether the kernel has everything that was committed.
+    fn all_submitted(&mut self) -> bool;
+
     /// Submits what was committed and looks, without waiting, whether the kernel has said something. Free when it has not.
     fn poll(&mut self) -> io::Result<()>;
 
@@ -174,6 +180,14 @@ impl Tags for IoQueue<'_> {
             }
         };
         entered.map(drop).or_else(passing)
+    }
+
+    fn submit(&mut self) -> io::Result<()> {
+        self.ring.submit().map(drop).or_else(passing)
+    }
+
+    fn all_submitted(&mut self) -> bool {
+        self.ring.submission().is_empty()
     }
 
     fn poll(&mut self) -> io::Result<()> {

@@ -43,6 +43,8 @@ struct Kernel {
     polls: u32,
     /// How much later than asked a wait ends.
     oversleep_ns: u64,
+    /// How long the handling of a request takes.
+    handling_ns: u64,
 }
 
 impl Kernel {
@@ -62,6 +64,7 @@ impl Kernel {
             looks: RefCell::new(0),
             polls: 0,
             oversleep_ns: 0,
+            handling_ns: 0,
         }
     }
 
@@ -116,6 +119,14 @@ impl Tags for Kernel {
         Ok(())
     }
 
+    fn submit(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn all_submitted(&mut self) -> bool {
+        true
+    }
+
     fn poll(&mut self) -> io::Result<()> {
         self.polls += 1;
         self.now_ns += 10;
@@ -137,6 +148,7 @@ impl Tags for Kernel {
     }
 
     fn payload(&mut self, _: &Request) -> Payload<'_> {
+        self.now_ns += self.handling_ns;
         Payload::Buffer(&mut self.data)
     }
 }
@@ -146,11 +158,13 @@ struct Does<F> {
     handle: F,
     wants_time: bool,
     committing: Vec<u16>,
+    /// How many announced completions each call of `committed` was about.
+    committed: Vec<usize>,
 }
 
 impl<F> Does<F> {
     fn new(handle: F) -> Does<F> {
-        Does { handle, wants_time: true, committing: Vec::new() }
+        Does { handle, wants_time: true, committing: Vec::new(), committed: Vec::new() }
     }
 }
 
@@ -166,6 +180,14 @@ impl<F: FnMut(&Request) -> Reply> QueueHandler for Does<F> {
     fn committing(&mut self, tag: u16) {
         self.committing.push(tag);
     }
+
+    fn commits_first(&self) -> bool {
+        true
+    }
+
+    fn committed(&mut self) {
+        self.committed.push(self.committing.len());
+    }
 }
 
 fn request(op: Op) -> Request {
@@ -173,7 +195,7 @@ fn request(op: Op) -> Request {
 }
 
 fn settings(depth: u16) -> Settings {
-    Settings { depth, spin_ns: 0, latency: true }
+    Settings { depth, spin_ns: 0, latency_sampling: 1 }
 }
 
 /// What the kernel got from a handler on one tag: results and append sectors.
@@ -184,7 +206,7 @@ fn commits(
 ) -> (io::Result<()>, Vec<(i32, Option<u64>)>) {
     let mut kernel = Kernel { refusals, ..Kernel::new(op, 1, &[(0, 0)]) };
     let mut handler = Does::new(|_: &Request| handler().into());
-    let served = serve(&mut kernel, settings(1), &mut handler, &QueueStats::new(true));
+    let served = serve(&mut kernel, settings(1), &mut handler, &QueueStats::new(1));
     (served, kernel.committed.iter().map(|one| (one.result, one.append_sector)).collect())
 }
 
@@ -242,7 +264,7 @@ fn an_error_is_a_negative_errno_without_a_sector() {
 
 /// Serves `kernel` with replies by tag, and gives its completions as (tag, ns after the start).
 fn timed(mut kernel: Kernel, settings: Settings, reply: impl Fn(&Request) -> Reply) -> (Kernel, QueueStats) {
-    let stats = QueueStats::new(settings.latency);
+    let stats = QueueStats::new(settings.latency_sampling);
     serve(&mut kernel, settings, &mut Does::new(reply), &stats).unwrap();
     assert!(kernel.owner.iter().all(|owner| *owner == Owner::Nobody));
     (kernel, stats)
@@ -268,6 +290,29 @@ fn completions_come_at_their_times_and_equal_ones_in_the_order_of_arrival() {
     assert_eq!(report["lateness_ns"]["count"], 5);
     assert_eq!(report["latency_ns"]["read"]["count"], 5);
     assert_eq!(report["ops"]["read"]["requests"], 5);
+}
+
+#[test]
+fn a_crowd_with_one_due_time_completes_in_the_order_of_arrival() {
+    let depth = 100;
+    let arrivals: Vec<_> = (0..depth).map(|n| (u64::from(n), n * 37 % depth)).collect();
+    let kernel = Kernel::new(Ok(Op::Read), depth, &arrivals);
+    let (kernel, _) = timed(kernel, settings(depth), |_| Reply::at(Ok(Done::Whole), START_NS + 5000));
+    let expected: Vec<_> = arrivals.iter().map(|(_, tag)| (*tag, 5000)).collect();
+    assert_eq!(times(&kernel), expected);
+}
+
+#[test]
+fn a_crowd_of_new_requests_does_not_keep_a_due_completion_waiting() {
+    let arrivals: Vec<_> = (0..300).map(|tag| (0, tag)).collect();
+    let kernel = Kernel { handling_ns: 10, ..Kernel::new(Ok(Op::Read), 300, &arrivals) };
+    let (kernel, _) = timed(kernel, settings(300), |request| match request.tag {
+        0 => Reply::at(Ok(Done::Whole), START_NS + 100),
+        _ => Ok(Done::Whole).into(),
+    });
+    let waited = times(&kernel).iter().find(|(tag, _)| *tag == 0).unwrap().1;
+    assert!(waited <= 100 + EVENTS_BETWEEN_LOOKS as u64 * 10, "{waited} ns");
+    assert_eq!(kernel.committed.len(), 300);
 }
 
 #[test]
@@ -329,10 +374,10 @@ fn a_stopping_device_still_completes_what_waits() {
 fn a_due_time_beyond_an_hour_is_brought_down_to_it() {
     for wants_time in [true, false] {
         let mut kernel = Kernel::new(Ok(Op::Read), 1, &[(0, 0)]);
-        let stats = QueueStats::new(false);
+        let stats = QueueStats::new(0);
         let mut handler = Does::new(|_: &Request| Reply::at(Ok(Done::Whole), u64::MAX));
         handler.wants_time = wants_time;
-        serve(&mut kernel, Settings { latency: false, ..settings(1) }, &mut handler, &stats).unwrap();
+        serve(&mut kernel, Settings { latency_sampling: 0, ..settings(1) }, &mut handler, &stats).unwrap();
         assert_eq!(times(&kernel), [(0, MAX_DELAY_NS)]);
         assert_eq!(report(stats)["clamped_due_times"], 1);
     }
@@ -362,10 +407,29 @@ fn the_clock_is_not_read_when_nobody_needs_it() {
             Ok(Done::Whole).into()
         });
         handler.wants_time = wants_time;
-        serve(&mut kernel, Settings { latency, ..settings(4) }, &mut handler, &QueueStats::new(latency))
-            .unwrap();
+        serve(
+            &mut kernel,
+            Settings { latency_sampling: latency.into(), ..settings(4) },
+            &mut handler,
+            &QueueStats::new(latency.into()),
+        )
+        .unwrap();
         assert_eq!(*kernel.looks.borrow(), looks);
     }
+}
+
+#[test]
+fn a_slow_clock_is_read_for_some_wake_ups_only() {
+    let arrivals: Vec<_> = (0..3200).map(|n| (n * 10, 0)).collect();
+    let mut kernel = Kernel::new(Ok(Op::Read), 1, &arrivals);
+    let mut handler = Does::new(|_: &Request| Ok(Done::Whole).into());
+    handler.wants_time = false;
+    let stats = QueueStats::new(1);
+    serve(&mut kernel, Settings { latency_sampling: 32, ..settings(1) }, &mut handler, &stats).unwrap();
+    assert_eq!(kernel.committed.len(), 3200);
+    let timed = report(stats)["latency_ns"]["read"]["count"].as_u64().unwrap();
+    assert!((75..=125).contains(&timed), "{timed} of 3200");
+    assert_eq!(u64::from(*kernel.looks.borrow()), 2 * timed);
 }
 
 #[test]
@@ -373,7 +437,7 @@ fn the_handler_hears_of_each_completion_once_and_in_order() {
     let mut kernel = Kernel { refusals: 1, ..Kernel::new(Ok(Op::Read), 3, &[(0, 0), (0, 1), (0, 2)]) };
     let mut handler =
         Does::new(|request: &Request| Reply::at(Ok(Done::Whole), START_NS + 10 - u64::from(request.tag)));
-    serve(&mut kernel, settings(3), &mut handler, &QueueStats::new(true)).unwrap();
+    serve(&mut kernel, settings(3), &mut handler, &QueueStats::new(1)).unwrap();
     assert_eq!(handler.committing, [2, 1, 0]);
     assert_eq!(kernel.committed.len(), 4);
 }
@@ -390,7 +454,7 @@ fn a_hook_that_panics_keeps_no_completion_back() {
         }
     }
     let mut kernel = Kernel::new(Ok(Op::Read), 1, &[(0, 0)]);
-    let stats = QueueStats::new(true);
+    let stats = QueueStats::new(1);
     serve(&mut kernel, settings(1), &mut Hooked, &stats).unwrap();
     assert_eq!(kernel.committed[0].result, 8192);
     assert_eq!(report(stats)["handler_panics"], 1);
@@ -420,8 +484,8 @@ proptest! {
             log.borrow_mut()[usize::from(request.tag)].push(due_ns.max(request.fetched_ns));
             Reply::at(Ok(Done::Whole), due_ns)
         });
-        let stats = QueueStats::new(latency);
-        serve(&mut kernel, Settings { depth, spin_ns, latency }, &mut handler, &stats).unwrap();
+        let stats = QueueStats::new(latency.into());
+        serve(&mut kernel, Settings { depth, spin_ns, latency_sampling: latency.into() }, &mut handler, &stats).unwrap();
         prop_assert!(kernel.owner.iter().all(|owner| *owner == Owner::Nobody));
         prop_assert_eq!(kernel.committed.len(), plan.len());
         for tag in 0..depth {
@@ -438,82 +502,12 @@ proptest! {
         prop_assert_eq!(counted, if latency { plan.len() as u64 } else { 0 });
     }
 }
-struct Flat {
-    left: u64,
-    batch: u16,
-    pos: u16,
-    stopped: bool,
-}
-impl Tags for Flat {
-    fn commit(&mut self, tag: u16, r: i32, _: Option<u64>) -> io::Result<()> {
-        std::hint::black_box((tag, r));
-        Ok(())
-    }
-    fn wait(&mut self, _: Option<Duration>) -> io::Result<()> {
-        self.pos = 0;
-        Ok(())
-    }
-    fn poll(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-    fn now_ns(&self) -> u64 {
-        crate::clock::monotonic_ns()
-    }
-    fn next_event(&mut self) -> Option<Event> {
-        if self.pos >= self.batch {
-            return None;
-        }
-        self.pos += 1;
-        if self.left == 0 {
-            return Some(Event::Stopped);
-        }
-        self.left -= 1;
-        Some(Event::Request(self.pos - 1))
-    }
-    fn request(&self, tag: u16) -> Result<Request, u8> {
-        Ok(Request { tag, ..request(Op::Read) })
-    }
-    fn payload(&mut self, _: &Request) -> Payload<'_> {
-        Payload::Buffer(&mut [])
-    }
-}
-fn cpu_ns() -> u64 {
-    let mut t = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut t) };
-    t.tv_sec as u64 * 1_000_000_000 + t.tv_nsec as u64
-}
+
 #[test]
-fn zz_bench() {
-    for batch in [1u16, 8, 32] {
-        for mode in ["off", "on", "timed", "off", "on", "timed"] {
-            let n = 4_000_000u64;
-            let mut q = Flat { left: n, batch, pos: 0, stopped: false };
-            let _ = q.stopped;
-            let timed = mode == "timed";
-            let mut h = Does::new(|r: &Request| {
-                if timed { Reply::at(Ok(Done::Whole), r.fetched_ns) } else { Ok(Done::Whole).into() }
-            });
-            h.wants_time = timed;
-            let stats = QueueStats::new(true);
-            struct Quiet<'a, H>(&'a mut H);
-            impl<H: QueueHandler> QueueHandler for Quiet<'_, H> {
-                fn handle(&mut self, r: &Request, p: &mut Payload<'_>) -> Reply {
-                    self.0.handle(r, p)
-                }
-                fn wants_time(&self) -> bool {
-                    self.0.wants_time()
-                }
-            }
-            let mut h = Quiet(&mut h);
-            let t = cpu_ns();
-            serve(&mut q, Settings { depth: batch, spin_ns: 0, latency: mode != "off" }, &mut h, &stats)
-                .unwrap();
-            println!("batch {batch} latency {mode}: {:.1} ns/request", (cpu_ns() - t) as f64 / n as f64);
-        }
-    }
-    let t = cpu_ns();
-    for _ in 0..1_000_000 {
-        std::hint::black_box(crate::clock::monotonic_ns());
-    }
-    println!("clock {:.1} ns", (cpu_ns() - t) as f64 / 1e6);
+fn a_handler_hears_of_every_completion_that_the_kernel_has_before_the_queue_waits_again() {
+    let mut kernel = Kernel::new(Ok(Op::Write), 3, &[(0, 0), (0, 1), (50, 2)]);
+    let mut handler = Does::new(|_: &Request| Ok(Done::Whole).into());
+    serve(&mut kernel, settings(3), &mut handler, &QueueStats::new(1)).unwrap();
+    assert_eq!(handler.committing, [0, 1, 2]);
+    assert_eq!(handler.committed, [2, 3]);
 }

@@ -357,8 +357,8 @@ impl Media {
         self.table.place(slot, append, start_sector, sectors);
     }
 
-    pub(crate) fn committing(&self, slot: SlotId) {
-        self.table.committing(slot);
+    pub(crate) fn committing(&self, slot: SlotId) -> Option<bool> {
+        self.table.committing(slot)
     }
 
     pub(crate) fn clear_slot(&self, slot: SlotId) {
@@ -554,8 +554,8 @@ fn geometry_crc(geometry: &Geometry) -> u32 {
 
 fn differs(found: &Geometry, wanted: &Geometry) -> Option<String> {
     let fields: [(&str, u64, u64); 8] = [
-        ("zones", found.zones().into(), wanted.zones().into()),
         ("sectors per zone", found.zone_sectors(), wanted.zone_sectors()),
+        ("zones", found.zones().into(), wanted.zones().into()),
         (
             "writable sectors per zone",
             found.sequential_capacity_sectors(),

@@ -243,14 +243,16 @@ impl Table {
         }
     }
 
-    /// The tag's completion is about to be given to the kernel.
-    pub(super) fn committing(&self, slot: SlotId) {
-        if let Some((head, _)) = self.slot_words(slot) {
-            let value = head.load(Relaxed);
-            if value != 0 {
-                head.store(value | SLOT_COMMITTING, Release);
-            }
+    /// The tag's completion is about to be given to the kernel. Tells whether the slot says something, and whether that is an
+    /// append.
+    pub(super) fn committing(&self, slot: SlotId) -> Option<bool> {
+        let (head, _) = self.slot_words(slot)?;
+        let value = head.load(Relaxed);
+        if value == 0 {
+            return None;
         }
+        head.store(value | SLOT_COMMITTING, Release);
+        Some(value & SLOT_APPEND != 0)
     }
 
     /// Forgets what the tag's slot said: the kernel knows the completion.

@@ -221,16 +221,18 @@ impl Flash {
         let channel = self.channel_of[die];
         let hold = erase_ns.saturating_add(transfer).saturating_add(self.program_ns);
         let mut start = self.gap(die, lanes, ready, hold);
-        while transfer > 0 {
+        if transfer == 0 {
+            return (start, hold);
+        }
+        loop {
             let want = start.saturating_add(erase_ns);
             let on_channel = self.channels[channel].earliest(want, transfer);
             if on_channel == want {
                 self.occupy_channel(channel, want, want.saturating_add(transfer));
-                break;
+                return (start, hold);
             }
             start = self.gap(die, lanes, on_channel.saturating_sub(erase_ns), hold);
         }
-        (start, hold)
     }
 
     fn all_lanes(&self, die: usize) -> (usize, usize) {

@@ -252,7 +252,7 @@ impl NandModel {
         self.layout.die(self.layout.group(zone.0), unit)
     }
 
-    fn from_host(&mut self, ready: u64, bytes: u64) -> u64 {
+    fn host_in(&mut self, ready: u64, bytes: u64) -> u64 {
         match transfer_ns(bytes, self.link_ns_per_byte) {
             0 => ready,
             time => {
@@ -262,9 +262,9 @@ impl NandModel {
         }
     }
 
-    fn to_host(&mut self, ready: u64, bytes: u64) -> u64 {
+    fn host_out(&mut self, ready: u64, bytes: u64) -> u64 {
         if planted!(self, LinkHalfDuplex) {
-            return self.from_host(ready, bytes);
+            return self.host_in(ready, bytes);
         }
         match transfer_ns(bytes, self.link_ns_per_byte) {
             0 => ready,
@@ -305,7 +305,7 @@ impl NandModel {
             let out = self.flash.sense(die, plane, begun, sense.saturating_add(retry_ns), piece);
             ready = ready.max(out);
         }
-        self.to_host(ready, end - start)
+        self.host_out(ready, end - start)
     }
 
     fn write(&mut self, queue: u16, zone: ZoneId, offset: u64, sectors: u64, append: bool) -> u64 {
@@ -334,7 +334,7 @@ impl NandModel {
                 waited |= free > entered;
                 entered = free;
             }
-            entered = self.from_host(entered, piece);
+            entered = self.host_in(entered, piece);
             let mut whole = Some(piece);
             if let Some(state) = self.zones.get_mut(zone.0 as usize) {
                 state.entered = state.entered.max(entered);
@@ -444,9 +444,9 @@ impl NandModel {
             }
         }
         let (mut end, mut extra) = (begun, 0i64);
-        for die in 0..layout.dies {
+        for (die, more) in more.into_iter().enumerate().take(layout.dies) {
             let group = die / layout.stripe as usize;
-            extra += more[die];
+            extra += more;
             let blocks = all[group].saturating_add(extra.unsigned_abs());
             if blocks > 0 {
                 end = end.max(self.flash.erase(die, from[group], blocks));

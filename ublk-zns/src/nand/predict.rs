@@ -44,8 +44,9 @@ pub struct Workload {
     pub block_bytes: u64,
     /// fio's `iodepth`: requests outstanding per job, 1 to 65536.
     pub queue_depth: u32,
-    /// Zones used: as many jobs (fio's `numjobs`), or for [`Access::RandRead`] the range of the only job. A job that has filled
-    /// its zone goes on to the next that no job has used, round robin; what it finds full there it resets first.
+    /// Zones used: as many jobs (fio's `numjobs`), or for [`Access::RandRead`] the range of the only job. A writer that has filled
+    /// its zone goes on `zones` further, round robin over the device, and resets what it finds full there; a reader starts
+    /// again.
     pub zones: u32,
     /// fio's `runtime`, in ns.
     pub runtime_ns: u64,
@@ -113,7 +114,7 @@ pub fn predict(profile: &Profile, geometry: &Geometry, workload: &Workload) -> R
             model.restore(run.zone(zone), run.capacity);
         }
     }
-    run.to_the_end(&mut model);
+    run.until_the_end(&mut model);
     run.summary(&model)
 }
 
@@ -241,7 +242,7 @@ impl<'a> Run<'a> {
         self.workload.ramp_ns.saturating_add(self.workload.runtime_ns)
     }
 
-    fn to_the_end(&mut self, model: &mut NandModel) {
+    fn until_the_end(&mut self, model: &mut NandModel) {
         while let Some(Reverse(event)) = self.events.pop() {
             if event.at > self.end() || self.latencies.len() >= MAX_REQUESTS || self.instant > MAX_INSTANT {
                 break;

@@ -2,7 +2,7 @@
 //!
 //! The factors of a Poisson mean that is a product are found by iterative proportional fitting (Deming and Stephan, 1940): each
 //! group's factor is its errors over those expected without it, in turn. The invariant: each kind's factors have the mean 1
-//! over the places there are, so that the rates stay those of the mean place.
+//! over the places of a block, so that the rates stay those of the mean place.
 
 use super::curve::{self, Row, Vector};
 use crate::reliability::{Chip, ErrorParams, Measurement, chip::profile_place};
@@ -16,8 +16,8 @@ pub(super) struct Kind {
     factors: BTreeMap<u32, f64>,
     /// What is known of each factor: errors it was found from, lessened by their dispersion.
     weight: BTreeMap<u32, f64>,
-    /// Whether the first group's factor is made 1, and not the mean.
-    relative_to_first: bool,
+    /// Which groups the mean that is made 1 is of, and how much of a block each is; empty for all alike.
+    shares: Vec<(u32, f64)>,
 }
 
 impl Kind {
@@ -27,6 +27,12 @@ impl Kind {
             return Kind::default();
         }
         Kind { group, factors, ..Kind::default() }
+    }
+
+    /// Makes the mean of some groups 1; `of` is given the first of all.
+    fn relative_to(mut self, of: impl Fn(u32) -> Vec<(u32, f64)>) -> Kind {
+        self.shares = self.factors.keys().next().map_or_else(Vec::new, |first| of(*first));
+        self
     }
 
     pub(super) fn is_told(&self) -> bool {
@@ -60,9 +66,9 @@ impl Kind {
             }
             self.weight.insert(group, weight);
         }
-        let unit = match self.relative_to_first {
-            true => self.factors.values().next().copied().unwrap_or(1.0),
-            false => self.factors.values().sum::<f64>() / self.factors.len().max(1) as f64,
+        let unit = match &self.shares[..] {
+            [] => self.factors.values().sum::<f64>() / self.factors.len().max(1) as f64,
+            shares => shares.iter().map(|(group, share)| share * self.factor(*group)).sum(),
         };
         self.factors.values_mut().for_each(|factor| *factor /= unit);
     }
@@ -88,6 +94,12 @@ impl Places {
             Kind::new(measured.iter().map(|row| row.page.and_then(group)).collect())
         };
         let wordlines = params.pages_per_block.div_ceil(params.bits_per_cell);
+        let edge = |page: u32| {
+            let wordline = chip.place(page).wordline;
+            u32::from(wordline.min(wordlines.saturating_sub(1 + wordline)) < params.edge_wordlines)
+        };
+        let pages_of_edges = (0..params.pages_per_block).filter(|page| edge(*page) == 1).count();
+        let edges = pages_of_edges as f64 / f64::from(params.pages_per_block);
         let sums = measured.iter().map(|row| match (row.block, row.page) {
             (None, None) => Some(row.source.saturating_add(1)),
             _ => Some(0),
@@ -96,31 +108,26 @@ impl Places {
             blocks: Kind::new(measured.iter().map(|row| row.block).collect()),
             layers: pages(&|page| (params.layers > 1).then(|| chip.place(page).layer)),
             page_types: pages(&|page| Some(chip.place(page).page_type)),
-            sums: Kind { relative_to_first: true, ..Kind::new(sums.collect()) },
-            edges: pages(&|page| {
-                let wordline = chip.place(page).wordline;
-                let from_end = wordline.min(wordlines.saturating_sub(1 + wordline));
-                (params.edge_wordlines > 0).then_some(u32::from(from_end < params.edge_wordlines))
-            }),
+            // Relative to the rows with places, or to the first table if there are none.
+            sums: Kind::new(sums.collect()).relative_to(|first| vec![(first, 1.0)]),
+            edges: pages(&|page| (params.edge_wordlines > 0).then(|| edge(page)))
+                .relative_to(|_| vec![(0, 1.0 - edges), (1, edges)]),
         }
     }
 
+    /// In the order in which they are fitted: kinds of pages before layers, so that they are told even where every layer was
+    /// measured on one page only.
     fn kinds(&mut self) -> [&mut Kind; 5] {
-        [&mut self.blocks, &mut self.layers, &mut self.page_types, &mut self.edges, &mut self.sums]
+        [&mut self.page_types, &mut self.edges, &mut self.layers, &mut self.blocks, &mut self.sums]
     }
 
     /// Finds all factors, given the curve.
     pub(super) fn fit(&mut self, rows: &mut [Row], at: &Vector, dispersion: f64) {
         for _ in 0..3 {
-            for kind in 0..5 {
-                let told = match self.kinds().into_iter().nth(kind) {
-                    Some(kind) if kind.is_told() => {
-                        kind.fit(rows, at, dispersion);
-                        true
-                    }
-                    _ => false,
-                };
-                if told {
+            for at_kind in 0..5 {
+                let kind = &mut *self.kinds()[at_kind];
+                if kind.is_told() {
+                    kind.fit(rows, at, dispersion);
                     self.apply(rows);
                 }
             }
