@@ -298,7 +298,10 @@ impl ZnsQueue {
         let ssd = &*self.ssd;
         let (sector, sectors) = (Sector(request.sector), u64::from(request.sectors));
         let slot = Some(SlotId { queue: self.queue, tag: request.tag });
-        let arrival = Arrival { now_ns: request.fetched_ns, queue: self.queue, slot };
+        // A fault may have come after the batch was fetched.
+        let untimed = request.fetched_ns == 0 && ssd.wants_time();
+        let now_ns = if untimed { clock::monotonic_ns() } else { request.fetched_ns };
+        let arrival = Arrival { now_ns, queue: self.queue, slot };
         let zone = || ssd.device().geometry().locate(sector).map_or(ZoneId(u32::MAX), |(zone, _)| zone);
         match request.op {
             Op::Read => self.read(arrival, sector, sectors, payload),

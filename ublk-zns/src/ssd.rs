@@ -186,7 +186,10 @@ impl Ssd {
         if !self.any_fault.load(Relaxed) {
             return Verdict::default();
         }
-        locked(&self.faults).check(arrival.now_ns, op, sector, sectors)
+        let mut faults = locked(&self.faults);
+        let verdict = faults.check(arrival.now_ns, op, sector, sectors);
+        self.any_fault.store(!faults.is_empty(), Relaxed);
+        verdict
     }
 
     fn charge(&self, arrival: Arrival, command: &Command) -> u64 {

@@ -119,5 +119,8 @@ mod tests {
         let wanted = sys::UBLK_F_USER_COPY | sys::UBLK_F_ZONED | sys::UBLK_F_USER_RECOVERY;
         assert_eq!(flags(&zoned) & u64::from(wanted), u64::from(wanted));
         assert_eq!(flags(&zoned) & u64::from(sys::UBLK_F_USER_RECOVERY_REISSUE), 0);
+        let again = flags(&DeviceSpec { recovery: Recovery::Reissue, ..zoned });
+        let wanted = sys::UBLK_F_USER_RECOVERY | sys::UBLK_F_USER_RECOVERY_REISSUE;
+        assert_eq!(again & u64::from(wanted), u64::from(wanted));
     }
 }
