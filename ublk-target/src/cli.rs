@@ -49,6 +49,7 @@ impl Shared {
     /// # Errors
     /// Each command's.
     pub fn run(&self, kind: Option<&str>) -> Result<(), Error> {
+        end_with_the_pipe();
         match self {
             Shared::Del(args) => del(args, kind),
             Shared::List { json } => list(kind, *json),
@@ -287,6 +288,13 @@ pub fn print_tree(value: &Value, indent: usize) {
         }
         other => println!("{pad}{other}"),
     }
+}
+
+/// A report whose reader went away (`report 0 | head -1`) ends quietly, as other programs do. Not for a process that serves:
+/// there a client that goes away must not end anything.
+pub fn end_with_the_pipe() {
+    // SAFETY: the default action for a signal, set before there are other threads.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
 }
 
 /// Starts the log on standard error: `RUST_LOG`, or warnings.

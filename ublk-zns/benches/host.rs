@@ -130,9 +130,9 @@ fn copies(memory: &mut [u8], write: bool, blocks: &[u64], buffer: &mut [u8]) -> 
         let at = (*block * 4096) as usize;
         let there = &mut memory[at..at + 4096];
         if write {
-            there.copy_from_slice(buffer)
+            there.copy_from_slice(buffer);
         } else {
-            buffer.copy_from_slice(there)
+            buffer.copy_from_slice(there);
         }
         black_box(&mut *buffer);
     }

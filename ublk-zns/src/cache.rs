@@ -90,10 +90,9 @@ impl Cache {
             old.entry((zone, number)).or_insert_with(|| {
                 let mut kept = vec![0; (block * SECTOR_BYTES) as usize].into_boxed_slice();
                 if let Some((from, bytes)) = media.data(zone, number * block, block) {
+                    let bytes = bytes.min(kept.len());
                     // SAFETY: valid for `bytes`, which is the block's length; a torn value is one the cut may leave.
-                    unsafe {
-                        std::ptr::copy_nonoverlapping(from.as_ptr(), kept.as_mut_ptr(), bytes.min(kept.len()))
-                    };
+                    unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), kept.as_mut_ptr(), bytes) };
                 }
                 kept
             });

@@ -139,7 +139,7 @@ impl Ssd {
 
     fn restore_wear(&self) {
         let (Some(reliability), Some(params)) = (&self.reliability, &self.models.errors) else { return };
-        let (mut reliability, media) = (locked(reliability), self.device.media());
+        let media = self.device.media();
         for zone in (0..self.device.geometry().zones()).map(ZoneId) {
             let small = |field| u32::try_from(media.field(zone, field)).unwrap_or(u32::MAX);
             let programmed_at_ns = media.field(zone, ZoneField::ProgrammedAt);
@@ -154,7 +154,17 @@ impl Ssd {
                 },
                 ..ZoneCounters::default()
             };
-            reliability.restore(zone, saved);
+            let mut reliability = locked(reliability);
+            // Chips may begin worn out.
+            let born = reliability.counters(zone).map_or(Health::Good, |counters| counters.health);
+            let health = saved.health.max(born);
+            reliability.restore(zone, ZoneCounters { health, ..saved });
+            drop(reliability);
+            match health {
+                health if health == saved.health => {}
+                Health::Offline => self.apply_wear(zone, WearEvent::Offline),
+                _ => self.apply_wear(zone, WearEvent::ReadOnly),
+            }
         }
     }
 

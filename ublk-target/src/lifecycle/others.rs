@@ -14,6 +14,9 @@ use std::{
     time::{Duration, Instant},
 };
 
+/// How long `recover` waits for a daemon that was just killed.
+const DYING_PATIENCE: Duration = Duration::from_secs(1);
+
 /// Stops and deletes device `id`, from any process.
 ///
 /// # Errors
@@ -181,6 +184,13 @@ pub fn ask_each<'k>(
 /// [`Error::NotRecoverable`] with the reason.
 pub fn recoverable_options(kind: &str, id: u32) -> Result<Value> {
     let state = StateDir::open()?;
+    // A daemon that was killed a moment ago may still be on its way out.
+    let deadline = Instant::now() + DYING_PATIENCE;
+    while state.load(id)?.is_some_and(|record| record.target == kind && record.daemon_alive())
+        && Instant::now() < deadline
+    {
+        std::thread::sleep(Duration::from_millis(20));
+    }
     let not = |why: String| Err(Error::NotRecoverable { id, why });
     match state.load(id)? {
         None if !device_ids().contains(&id) => Err(Error::NoDevice(id)),

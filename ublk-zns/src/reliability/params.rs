@@ -309,8 +309,13 @@ impl ErrorParams {
                 .map_err(|error| wrong(field, value, error.to_string()))?;
             fields.insert(field.into(), parsed);
         }
-        let changed: ErrorParams = serde_json::from_value(fields.into())
-            .map_err(|error| ReliabilityError::Fit(format!("{PLACE}: {error}")))?;
+        let changed: ErrorParams =
+            serde_json::from_value(fields.into()).map_err(|error| ReliabilityError::Parameter {
+                place: PLACE.into(),
+                field: "one of the parameters".into(),
+                value: "of a wrong type".into(),
+                rule: error.to_string(),
+            })?;
         changed.check(PLACE)?;
         Ok(changed)
     }

@@ -269,9 +269,11 @@ mod tests {
 
     #[test]
     fn inversion_finds_the_count_at_its_share() {
-        for (mean, dispersion) in [(0.2, 0.0), (5.0, 0.3), (80.0, 0.1), (1500.0, 0.0), (1500.0, 0.001)] {
+        for (mean, dispersion) in
+            [(0.02, 0.0), (0.2, 0.0), (5.0, 0.3), (80.0, 0.1), (1500.0, 0.0), (1500.0, 0.001)]
+        {
             let count = Count::new(mean, dispersion);
-            for u in [1e-6, 0.01, 0.3, 0.5, 0.9, 0.999, 0.999_999] {
+            for u in [1e-6, 0.01, 0.3, 0.5, 0.9, 0.985, 0.999, 0.999_999] {
                 let n = count.at(u, 100_000);
                 // At most a share u lies below n, and at least u up to n.
                 let up_to = 1.0 - count.above(n);

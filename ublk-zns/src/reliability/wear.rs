@@ -71,7 +71,8 @@ pub struct Wear {
 }
 
 impl Wear {
-    /// New zones, each of `blocks_per_zone` erase blocks that are erased together.
+    /// New zones, each of `blocks_per_zone` erase blocks that are erased together. Each block takes 4 bytes:
+    /// [`super::Reliability::new`] bounds how many there are.
     pub fn new(params: &ErrorParams, seed: u64, zones: u32, blocks_per_zone: u32) -> Wear {
         let mut wear = Wear {
             seed,

@@ -115,6 +115,9 @@ fn report(id: u32, as_json: bool) -> Result<(), Error> {
 fn main() -> ExitCode {
     let cli = Cli::parse();
     cli::init_log();
+    if !matches!(cli.command, Command::Add(_) | Command::Recover(_)) {
+        cli::end_with_the_pipe();
+    }
     let result = match &cli.command {
         Command::Add(args) => device::add(args),
         Command::Create(args) => device::create(args),
