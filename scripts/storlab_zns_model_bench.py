@@ -64,7 +64,7 @@ def slow_motion(profile, case, options):
     real = predict(profile, case, 1, options)
     depth = case[2] if case[0] == "randread" else 1
     wanted = max(1, real["iops"] / REQUESTS_PER_S, LATENCY_NS / max(real["mean_ns"], 1) / depth)
-    return min(1000, round(wanted, 1))
+    return min(100000, round(wanted, 1))
 
 
 def fio(path, case, options):

@@ -161,7 +161,7 @@ fn a_profile_that_cannot_be_is_told_which_number_and_why() {
         (&["arbitration.kind=round-robin"], "it needs firmware.cores of 1 or more"),
         (&["timing.read_ns=1001s"], "timing.read_ns is 1001000000000: it must be 0 to 1000000000000"),
         (&["link.bytes_per_s=10"], "link.bytes_per_s is 10: it must be 0 (no limit)"),
-        (&["time_scale=0"], "time_scale is 0: it must be 0.001 to 1000"),
+        (&["time_scale=0"], "time_scale is 0: it must be 0.001 to 100000"),
     ] {
         let error = invalid("femu-tlc", assignments);
         assert!(error.starts_with("profile femu-tlc: ") && error.contains(want), "{error}");

@@ -192,8 +192,8 @@ fn buffered_reference(writes: &[(u64, u64)], capacity: u64) -> Vec<u64> {
 
 /// A profile of anything that validates.
 fn any_profile() -> impl Strategy<Value = Profile> {
-    let time = || prop_oneof![3 => 0u64..5_000_000, 1 => Just(1_000_000_000_000u64)];
-    let rate = || prop_oneof![Just(0u64), 1_000u64..5_000_000_000, Just(1_000_000_000_000_000u64)];
+    let time = || prop_oneof![3 => 0u64..5_000_000, 1 => Just(10_000_000_000u64)];
+    let rate = || prop_oneof![Just(0u64), 100_000u64..5_000_000_000, Just(1_000_000_000_000_000u64)];
     let shape = (1u32..5, 1u32..5, 1u32..4, 1u64..5, 1u64..4, 1u64..5);
     let times = (time(), time(), time(), time(), rate(), rate());
     let flags = prop::array::uniform9(any::<bool>());
