@@ -17,10 +17,11 @@ import storlab_zoned as zoned
 # fio's verb, KiB per request, requests in flight.
 CASES = (("randread", 4, 1), ("randread", 4, 32), ("write", 4, 1), ("write", 128, 1), ("write", 128, 4))
 FIELDS = ("iops", "bytes_per_s", "mean_ns", "p50_ns", "p99_ns")
-# A request of fio costs this host some tenths of a millisecond: slow motion until that is little beside the model.
-REQUESTS_PER_S = 300
-LATENCY_NS = 8e6
-RAMP_SECONDS = 1
+# A request of fio costs this host some tenths of a millisecond, and now and then it is away for milliseconds: slow motion
+# until that is little beside the model.
+REQUESTS_PER_S = 100
+LATENCY_NS = 40e6
+RAMP_SECONDS = 2
 SPIN_US = 500
 # Zones that are read: small, since they are written in slow motion too.
 READ_ZONES, READ_ZONE_KIB, SIZE_MIB = 4, 512, 16
@@ -67,12 +68,27 @@ def slow_motion(profile, case, options):
     return min(100000, round(wanted, 1))
 
 
+def wait_until_programmed(path):
+    """Until every read finds its data on the flash: what is still in a write buffer comes from there, and is not what was
+    predicted. A buffer is empty when a read of its data takes as long as one of the oldest."""
+    def read_ns(offset_kib):
+        begun = time.monotonic_ns()
+        zoned.must(["dd", f"if={path}", "of=/dev/null", "bs=4k", f"skip={offset_kib // 4}", "count=1", "iflag=direct",
+                    "status=none"], 600)
+        return time.monotonic_ns() - begun
+    deadline = time.monotonic() + 60
+    last_kib = READ_ZONES * READ_ZONE_KIB - 4
+    while read_ns(last_kib) < 0.7 * min(read_ns(0), read_ns(4)) and time.monotonic() < deadline:
+        time.sleep(0.5)
+
+
 def fio(path, case, options):
     verb, block_kib, depth = case
     zone_kib, _, zones = layout(verb, options)
     if verb == "randread":
         zoned.must(["fio", f"--filename={path}", "--name=fill", "--rw=write", "--bs=128k", "--direct=1", "--zonemode=zbd",
                     "--ioengine=psync", "--thread", "--allow_file_create=0", f"--size={zones * zone_kib}k"], 600)
+        wait_until_programmed(path)
     done = zoned.limited(
         ["fio", "--output-format=json", "--name=job", f"--filename={path}", "--direct=1", "--zonemode=zbd", f"--rw={verb}",
          f"--bs={block_kib}k", "--ioengine=libaio", f"--iodepth={depth}", "--offset=0", f"--size={zones * zone_kib}k",
