@@ -68,27 +68,21 @@ def slow_motion(profile, case, options):
     return min(100000, round(wanted, 1))
 
 
-def wait_until_programmed(path):
+def wait_until_programmed(number, begun):
     """Until every read finds its data on the flash: what is still in a write buffer comes from there, and is not what was
-    predicted. A buffer is empty when a read of its data takes as long as one of the oldest."""
-    def read_ns(offset_kib):
-        begun = time.monotonic_ns()
-        zoned.must(["dd", f"if={path}", "of=/dev/null", "bs=4k", f"skip={offset_kib // 4}", "count=1", "iflag=direct",
-                    "status=none"], 600)
-        return time.monotonic_ns() - begun
-    deadline = time.monotonic() + 60
-    last_kib = READ_ZONES * READ_ZONE_KIB - 4
-    while read_ns(last_kib) < 0.7 * min(read_ns(0), read_ns(4)) and time.monotonic() < deadline:
-        time.sleep(0.5)
+    predicted. The model's window ends with its last program."""
+    window_ns = json.loads(zoned.must([zoned.binary("ublk-zns"), "stat", number, "--json"]))["target"]["nand"]["window_ns"]
+    time.sleep(min(120, max(0, window_ns / 1e9 - (time.monotonic() - begun) + 0.1)))
 
 
 def fio(path, case, options):
     verb, block_kib, depth = case
     zone_kib, _, zones = layout(verb, options)
     if verb == "randread":
+        begun = time.monotonic()
         zoned.must(["fio", f"--filename={path}", "--name=fill", "--rw=write", "--bs=128k", "--direct=1", "--zonemode=zbd",
                     "--ioengine=psync", "--thread", "--allow_file_create=0", f"--size={zones * zone_kib}k"], 600)
-        wait_until_programmed(path)
+        wait_until_programmed(re.sub(r"\D", "", path), begun)
     done = zoned.limited(
         ["fio", "--output-format=json", "--name=job", f"--filename={path}", "--direct=1", "--zonemode=zbd", f"--rw={verb}",
          f"--bs={block_kib}k", "--ioengine=libaio", f"--iodepth={depth}", "--offset=0", f"--size={zones * zone_kib}k",
@@ -112,6 +106,13 @@ def turn(profile, case, scale, options):
     path = zoned.must([program, "add", "--profile", profile, "--time-scale", f"{scale:g}", "--spin-us", SPIN_US, "--size",
                        f"{size}MiB", "--zone-size", f"{zone_kib}KiB"]).strip()
     number = re.sub(r"\D", "", path)
+    # A request of fio is a request of the device: no scheduler, no merging.
+    for setting, value in (("scheduler", "none"), ("nomerges", "2")):
+        try:
+            with open(f"/sys/block/ublkb{number}/queue/{setting}", "w", encoding="ascii") as file:
+                file.write(value)
+        except OSError as error:
+            print(f"{path}: {setting}: {error.strerror}", file=sys.stderr)
     try:
         found = fio(path, case, options)
         stat = json.loads(zoned.must([program, "stat", number, "--json"]))

@@ -119,6 +119,26 @@ fn a_journal_of_version_1_opens_with_the_state_of_every_zone_after_a_restart() {
 }
 
 #[test]
+fn a_header_that_only_comes_to_the_same_is_refused() {
+    let tmp = tempfile::tempdir().unwrap();
+    let path = tmp.path().join("media");
+    let whole = ZnsConfig { max_append_bytes: 768 << 10, ..config() };
+    drop(ZnsDevice::create(&ram(whole.clone(), &path)).unwrap());
+    let mut bytes = std::fs::read(&path).unwrap();
+    // An append limit above the zone's capacity, under a checksum that is right.
+    bytes[53] = 0xef;
+    let crc = crc32c::crc32c(&bytes[..64]);
+    bytes[64..68].copy_from_slice(&crc.to_le_bytes());
+    std::fs::write(&path, &bytes).unwrap();
+    match ZnsDevice::open(&ram(whole, &path), false) {
+        Err(ZnsError::Format { offset: 53, .. }) => {}
+        Err(other) => panic!("{other}"),
+        Ok(_) => panic!("opened"),
+    }
+    assert!(std::fs::read(&path).unwrap() == bytes, "nothing is written before a refusal");
+}
+
+#[test]
 fn media_of_version_1_is_refused_by_its_version() {
     let tmp = tempfile::tempdir().unwrap();
     let path = tmp.path().join("media");

@@ -205,10 +205,13 @@ impl Media {
         lock(&file, &path)?;
         let bad = |offset: u64, why: String| ZnsError::Format { path: path.clone(), offset, why };
         let (config, found_slots) = read_header(&file, &path)?;
-        if let Some(why) =
-            Geometry::new(&config).map_or_else(|e| Some(e.to_string()), |g| differs(&g, geometry))
-        {
+        let there = Geometry::new(&config).map_err(|error| bad(12, error.to_string()))?;
+        if let Some(why) = differs(&there, geometry) {
             return Err(bad(12, why));
+        }
+        let header = header_differs(&file, &there, found_slots).map_err(|e| media(&path, "reading", e))?;
+        if let Some(offset) = header {
+            return Err(bad(offset, "no device of these sizes has this in its header".into()));
         }
         let data_file = match &place {
             MediaPlace::Dir(dir) => Some(open(&dir.join("data"))?),
@@ -518,6 +521,14 @@ fn lock(file: &File, path: &Path) -> Result<(), ZnsError> {
         std::fs::TryLockError::WouldBlock => ZnsError::InUse(path.to_owned()),
         std::fs::TryLockError::Error(source) => media(path, "locking", source),
     })
+}
+
+/// The first byte of the header that is not what a device of this geometry writes: a field may say what comes to the same.
+fn header_differs(file: &File, geometry: &Geometry, slots: SlotShape) -> io::Result<Option<u64>> {
+    let expected = table::header(geometry, slots);
+    let mut found = vec![0; table::CRC_AT];
+    file.read_exact_at(&mut found, 0)?;
+    Ok(found.iter().zip(&expected).position(|(a, b)| a != b).map(|at| at as u64))
 }
 
 fn read_header(file: &File, path: &Path) -> Result<(ZnsConfig, SlotShape), ZnsError> {

@@ -30,7 +30,7 @@ pub(super) const MAGIC: [u8; 8] = *b"STORLZNS";
 pub(super) const VERSION: u32 = 2;
 pub(super) const PAGE: u64 = 4096;
 /// Magic, version, four 4-byte and four 8-byte fields, slots as two 2-byte fields, then the crc.
-const CRC_AT: usize = 8 + 4 + 4 * 4 + 4 * 8 + 4;
+pub(super) const CRC_AT: usize = 8 + 4 + 4 * 4 + 4 * 8 + 4;
 const ZONE_BYTES: usize = 64;
 const SLOT_BYTES: usize = 16;
 /// Set in a zone's word while somebody changes it.
