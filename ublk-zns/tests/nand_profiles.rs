@@ -159,7 +159,7 @@ fn a_profile_that_cannot_be_is_told_which_number_and_why() {
         (&["zones.buffer_bytes=4KiB"], "1 to 1024 program units of 98304 bytes"),
         (&["zones.buffer_bytes=0"], "zones.early_completion is true: it needs zones.buffer_bytes"),
         (&["arbitration.kind=round-robin"], "it needs firmware.cores of 1 or more"),
-        (&["timing.read_ns=1001s"], "timing.read_ns is 1001000000000: it must be 0 to 1000000000000"),
+        (&["timing.read_ns=1001s"], "timing.read_ns is 1001000000000: it must be 0 to 10000000000"),
         (&["link.bytes_per_s=10"], "link.bytes_per_s is 10: it must be 0 (no limit)"),
         (&["time_scale=0"], "time_scale is 0: it must be 0.001 to 100000"),
     ] {
