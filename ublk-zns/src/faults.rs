@@ -12,7 +12,10 @@
 #[cfg(test)]
 mod tests;
 
-use crate::geometry::{Geometry, Sector, ZoneId};
+use crate::{
+    geometry::{Geometry, Sector, ZoneId},
+    rng::{SplitMix64, mix},
+};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
@@ -366,7 +369,7 @@ struct Entry {
     remaining: u64,
     /// When a stall ends.
     ends_ns: u64,
-    draws: u64,
+    draws: SplitMix64,
 }
 
 impl Entry {
@@ -392,20 +395,9 @@ impl Entry {
         if probability >= 1.0 {
             return true;
         }
-        self.draws = self.draws.wrapping_add(GOLDEN);
         // 53 bits: every value has the same chance, and all are below 1.
-        ((mix(self.draws) >> 11) as f64) / ((1u64 << 53) as f64) < probability
+        ((self.draws.next_u64() >> 11) as f64) / ((1u64 << 53) as f64) < probability
     }
-}
-
-/// The step of SplitMix64 (Steele, Lea, Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014).
-const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
-
-/// The finalizer of SplitMix64.
-fn mix(mut z: u64) -> u64 {
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
 }
 
 /// The rules of one device.
@@ -455,7 +447,7 @@ impl Faults {
                 Rule::Stall { duration_ns } => now_ns.saturating_add(duration_ns),
                 _ => 0,
             },
-            draws: mix(self.seed ^ mix(id.0)),
+            draws: SplitMix64::new(mix(self.seed ^ mix(id.0))),
         };
         self.entries.push(entry);
         self.active += 1;

@@ -10,7 +10,10 @@ use super::{
     model::{Command, NandModel},
     profile::Profile,
 };
-use crate::geometry::{Geometry, SECTOR_BYTES, ZoneId};
+use crate::{
+    geometry::{Geometry, SECTOR_BYTES, ZoneId},
+    rng::SplitMix64,
+};
 use serde::{Deserialize, Serialize};
 use std::{cmp::Reverse, collections::BinaryHeap};
 
@@ -186,7 +189,7 @@ struct Run<'a> {
     full: Vec<bool>,
     events: BinaryHeap<Reverse<Event>>,
     order: u64,
-    random: u64,
+    random: SplitMix64,
     latencies: Vec<u64>,
     resets: u64,
     last: u64,
@@ -215,7 +218,7 @@ impl<'a> Run<'a> {
             full: vec![false; all_zones as usize],
             events: BinaryHeap::new(),
             order: 0,
-            random: workload.seed,
+            random: SplitMix64::new(workload.seed),
             latencies: Vec::new(),
             resets: 0,
             last: 0,
@@ -296,9 +299,9 @@ impl<'a> Run<'a> {
     fn next_command(&mut self, at: usize) -> Option<Command> {
         let (sectors, capacity) = (self.block, self.capacity);
         if self.workload.rw == Access::RandRead {
-            let number = (self.random() % u64::from(self.workload.zones)) as u32;
+            let number = (self.random.next_u64() % u64::from(self.workload.zones)) as u32;
             let zone = self.zone(number);
-            let offset_sectors = self.random() % (capacity / sectors) * sectors;
+            let offset_sectors = self.random.next_u64() % (capacity / sectors) * sectors;
             return Some(Command::Read { zone, offset_sectors, sectors, retry_ns: 0 });
         }
         let jobs = self.jobs.len() as u32;
@@ -323,15 +326,6 @@ impl<'a> Run<'a> {
             Access::Append => Command::Append { zone, offset_sectors, sectors },
             Access::Read | Access::RandRead => Command::Read { zone, offset_sectors, sectors, retry_ns: 0 },
         })
-    }
-
-    /// SplitMix64 (Steele, Lea, Flood, OOPSLA 2014).
-    fn random(&mut self) -> u64 {
-        self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.random;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
     }
 
     fn summary(mut self, model: &NandModel) -> Result<Prediction, NandError> {

@@ -5,8 +5,7 @@
 //! Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3" (SC 2011); the mixing function here is the output function of
 //! SplitMix64: Steele, Lea and Flood, "Fast splittable pseudorandom number generators" (OOPSLA 2014).
 
-/// The increment of SplitMix64: 2^64 divided by the golden ratio, made odd.
-const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
+use crate::rng::{GOLDEN, mix};
 
 /// Below this a count's dispersion is taken as 0: the difference could not be seen, and the logarithms would cancel.
 const LEAST_DISPERSION: f64 = 1e-7;
@@ -42,13 +41,6 @@ impl Key {
     pub(crate) fn lognormal(self, sigma: f64) -> f64 {
         if sigma == 0.0 { 1.0 } else { (sigma * self.normal() - 0.5 * sigma * sigma).exp() }
     }
-}
-
-/// The output function of SplitMix64.
-fn mix(mut z: u64) -> u64 {
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
 }
 
 /// ln Γ(x) for x > 0, by Lanczos' approximation with g = 7 and nine terms; relative error below 1e-13.
