@@ -39,7 +39,8 @@ pub(crate) struct Cache {
 /// Proof that no other flush, finish or reset runs.
 pub(crate) struct Settling<'c>(#[allow(dead_code)] MutexGuard<'c, ()>);
 
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+/// A lock whose holders leave nothing half changed, so that a panic of one is no reason for others to fail.
+pub(crate) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -182,7 +183,7 @@ impl ZnsDevice {
         for entry in entries {
             match done {
                 Ok(()) => self.media().set_field(entry.zone, ZoneField::Durable, entry.written),
-                Err(_) => self.dirty_again(entry.zone),
+                Err(_) => self.mark_dirty(entry.zone),
             }
         }
         done

@@ -115,7 +115,7 @@ impl ZnsDevice {
         let opened = states.iter().map(|(.., opened)| *opened).max().unwrap_or(0);
         let zones = Zones::restore(geometry.clone(), states).map_err(|(zone, why)| ZnsError::Format {
             path: options.place.table_path(),
-            offset: 8192 + u64::from(zone.0) * 64,
+            offset: media.zone_offset(zone),
             why: format!("zone {}: {why}", zone.0),
         })?;
         media.release_all();
@@ -203,7 +203,7 @@ impl ZnsDevice {
     }
 
     /// Notes that a zone has changed since the last flush.
-    fn mark_dirty(&self, zone: ZoneId) {
+    pub(crate) fn mark_dirty(&self, zone: ZoneId) {
         if !self.cache.tracks() {
             return;
         }
@@ -220,10 +220,6 @@ impl ZnsDevice {
         if let Some(guard) = self.guards.get(zone.0 as usize) {
             guard.dirty.store(false, Relaxed);
         }
-    }
-
-    pub(crate) fn dirty_again(&self, zone: ZoneId) {
-        self.mark_dirty(zone);
     }
 
     /// Does one command on `zone` under the lock and publishes what it changed.

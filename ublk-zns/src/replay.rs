@@ -10,11 +10,12 @@
 //! may have been completed: it is only known again by its tag, by the same place in the queue.
 
 use crate::{
+    cache::locked,
     geometry::{Geometry, Sector, ZoneId},
     media::{Media, Placed, SlotId},
 };
 use std::sync::{
-    Mutex, MutexGuard, PoisonError,
+    Mutex, MutexGuard,
     atomic::{AtomicBool, Ordering::Relaxed},
 };
 
@@ -50,7 +51,7 @@ impl Replays {
 
     fn lock(&self) -> Option<MutexGuard<'_, Vec<LeftWrite>>> {
         // Almost always there is nothing: no lock then.
-        self.any.load(Relaxed).then(|| self.left.lock().unwrap_or_else(PoisonError::into_inner))
+        self.any.load(Relaxed).then(|| locked(&self.left))
     }
 
     fn take(

@@ -7,6 +7,7 @@
 //! the same seed, the same commands at the same times have the same results.
 
 use crate::{
+    cache::locked,
     engine::{DeviceOptions, ZnsDevice},
     error::ZnsError,
     faults::{FaultAction, Faults, ForcedState, IoOp, Verdict},
@@ -21,7 +22,7 @@ use std::{
     io,
     ptr::NonNull,
     sync::{
-        Mutex, MutexGuard, PoisonError,
+        Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
 };
@@ -78,19 +79,15 @@ pub struct Ssd {
     since_1970_ns: AtomicU64,
 }
 
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // A panic in a model leaves at worst a wrong time behind.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 impl Ssd {
     /// A new drive, as [`ZnsDevice::create`].
     ///
     /// # Errors
     /// The device's; [`ZnsError::Nand`] and [`ZnsError::Reliability`] for models that cannot be.
     pub fn create(options: &DeviceOptions, models: Models) -> Result<Ssd, ZnsError> {
-        Models::check(&models, &Geometry::new(&options.config)?)?;
-        Ssd::with(ZnsDevice::create(options)?, models)
+        // Before the device: what cannot be must leave nothing behind.
+        let built = models.build(&Geometry::new(&options.config)?)?;
+        Ssd::with(ZnsDevice::create(options)?, models, built)
     }
 
     /// The drive that was left at a place, as [`ZnsDevice::open`].
@@ -98,43 +95,37 @@ impl Ssd {
     /// # Errors
     /// As [`Ssd::create`].
     pub fn open(options: &DeviceOptions, models: Models, recover: bool) -> Result<Ssd, ZnsError> {
-        Models::check(&models, &Geometry::new(&options.config)?)?;
-        Ssd::with(ZnsDevice::open(options, recover)?, models)
+        let built = models.build(&Geometry::new(&options.config)?)?;
+        Ssd::with(ZnsDevice::open(options, recover)?, models, built)
     }
 
-    fn with(device: ZnsDevice, models: Models) -> Result<Ssd, ZnsError> {
-        let geometry = device.geometry().clone();
-        let reliability = models
-            .errors
-            .as_ref()
-            .map(|params| Reliability::new(params, models.seed, &geometry))
-            .transpose()?
-            .map(Mutex::new);
-        let faults = Mutex::new(Faults::new(models.seed, &geometry));
-        let mut ssd = Ssd {
+    fn with(device: ZnsDevice, models: Models, (nand, reliability): Built) -> Result<Ssd, ZnsError> {
+        let faults = Mutex::new(Faults::new(models.seed, device.geometry()));
+        let ssd = Ssd {
             device,
-            nand: None,
-            reliability,
+            nand: nand.map(Mutex::new),
+            reliability: reliability.map(Mutex::new),
             faults,
             any_fault: AtomicBool::new(false),
             since_1970_ns: AtomicU64::new(0),
             models,
         };
-        ssd.nand = ssd.fresh_nand()?.map(Mutex::new);
+        if let Some(nand) = &ssd.nand {
+            ssd.restore_flash(&mut locked(nand))?;
+        }
         ssd.restore_wear();
         Ok(ssd)
     }
 
-    fn fresh_nand(&self) -> Result<Option<NandModel>, ZnsError> {
-        let Some(profile) = &self.models.profile else { return Ok(None) };
+    /// Tells a new timing model what the zones hold.
+    fn restore_flash(&self, nand: &mut NandModel) -> Result<(), ZnsError> {
         let geometry = self.device.geometry();
-        let mut nand = NandModel::new(profile, geometry, self.models.queues.max(1))?;
         for zone in (0..geometry.zones()).map(ZoneId) {
             let (state, written) = self.device.media().load(zone)?;
             let written = if state == ZoneState::Full { geometry.capacity_sectors(zone) } else { written };
             nand.restore(zone, written);
         }
-        Ok(Some(nand))
+        Ok(())
     }
 
     fn restore_wear(&self) {
@@ -449,7 +440,10 @@ impl Ssd {
                 json!({ "power": "off" })
             }
             FaultAction::PowerOn => {
-                if let (Some(nand), Ok(Some(fresh))) = (&self.nand, self.fresh_nand()) {
+                if let (Some(nand), Ok(Some(mut fresh))) =
+                    (&self.nand, self.models.nand(self.device.geometry()))
+                    && self.restore_flash(&mut fresh).is_ok()
+                {
                     *locked(nand) = fresh;
                 }
                 self.device.power_on();
@@ -501,19 +495,25 @@ impl Ssd {
     }
 }
 
+type Built = (Option<NandModel>, Option<Reliability>);
+
 impl Models {
     /// Checks what the models say of themselves and of the device, before anything is made.
     ///
     /// # Errors
     /// [`ZnsError::Nand`], [`ZnsError::Reliability`].
     pub fn check(&self, geometry: &Geometry) -> Result<(), ZnsError> {
-        if let Some(profile) = &self.profile {
-            NandModel::new(profile, geometry, self.queues.max(1))?;
-        }
-        if let Some(params) = &self.errors {
-            Reliability::new(params, self.seed, geometry)?;
-        }
-        Ok(())
+        self.build(geometry).map(drop)
+    }
+
+    fn build(&self, geometry: &Geometry) -> Result<Built, ZnsError> {
+        let reliability = |params| Reliability::new(params, self.seed, geometry);
+        Ok((self.nand(geometry)?, self.errors.as_ref().map(reliability).transpose()?))
+    }
+
+    fn nand(&self, geometry: &Geometry) -> Result<Option<NandModel>, ZnsError> {
+        let nand = |profile| NandModel::new(profile, geometry, self.queues.max(1));
+        Ok(self.profile.as_ref().map(nand).transpose()?)
     }
 }
 

@@ -328,6 +328,11 @@ impl Media {
         self.table.load(zone)
     }
 
+    /// Where the table has a zone, in bytes from its start, for messages.
+    pub(crate) fn zone_offset(&self, zone: ZoneId) -> u64 {
+        self.table.zone_offset(zone)
+    }
+
     /// How a zone was left: state, written sectors, and which opening it was.
     pub(crate) fn left(&self, zone: ZoneId) -> Result<Left, ZnsError> {
         let (state, written) = self.table.load(zone)?;
@@ -550,9 +555,9 @@ fn fresh_slots(file: &File, path: &Path, geometry: &Geometry, slots: SlotShape) 
         return Err(ZnsError::Format { path: path.to_owned(), offset: len, why });
     }
     let run = || -> io::Result<()> {
-        let slots_at = 2 * PAGE + u64::from(geometry.zones()) * 64;
-        file.set_len(slots_at)?;
-        file.set_len(Layout::of(geometry.zones(), slots).bytes)?;
+        let layout = Layout::of(geometry.zones(), slots);
+        file.set_len(layout.slots_at as u64)?;
+        file.set_len(layout.bytes)?;
         file.write_all_at(&table::header(geometry, slots), 0)
     };
     run().map_err(failed)

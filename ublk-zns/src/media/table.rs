@@ -97,7 +97,7 @@ pub enum ZoneField {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Layout {
     zones_at: usize,
-    slots_at: usize,
+    pub(super) slots_at: usize,
     /// Bytes of the table, whole pages.
     pub(super) bytes: u64,
 }
@@ -166,10 +166,14 @@ impl Table {
         decode_word(word).ok_or_else(|| self.bad_word(zone, word))
     }
 
+    pub(super) fn zone_offset(&self, zone: ZoneId) -> u64 {
+        self.layout.zones_at as u64 + u64::from(zone.0) * ZONE_BYTES as u64
+    }
+
     fn bad_word(&self, zone: ZoneId, word: u64) -> ZnsError {
         ZnsError::Format {
             path: self.path.clone(),
-            offset: self.layout.zones_at as u64 + u64::from(zone.0) * ZONE_BYTES as u64,
+            offset: self.zone_offset(zone),
             why: format!("zone {}: {word:#x} is no zone state", zone.0),
         }
     }
