@@ -60,9 +60,15 @@ impl Drop for Swap {
     }
 }
 
-/// Makes a cgroup that may use `mib` of memory.
+/// Makes a cgroup that is slowed down above `mib` of memory. The hard limit is farther: on a slow machine a group at its
+/// hard limit, all of whose pages are being written, is killed before the first write ends.
 fn cgroup(mib: u64) {
-    sh(10, &format!("mkdir -p /sys/fs/cgroup/pressure; echo {mib}M > /sys/fs/cgroup/pressure/memory.max; echo 480M > /sys/fs/cgroup/pressure/memory.swap.max")).ok();
+    let group = "/sys/fs/cgroup/pressure";
+    let limits = [("memory.high", mib), ("memory.max", mib * 3 / 2), ("memory.swap.max", 480)];
+    sh(10, &format!("mkdir -p {group}")).ok();
+    for (file, mib) in limits {
+        sh(10, &format!("echo {mib}M > {group}/{file}")).ok();
+    }
 }
 
 #[test]

@@ -28,7 +28,9 @@ use std::{
 };
 
 /// What a completed write means.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum, serde::Serialize, serde::Deserialize,
+)]
 #[serde(rename_all = "kebab-case")]
 pub enum CacheMode {
     /// It is durable: in memory as durable as memory gets, in a directory synced one by one.

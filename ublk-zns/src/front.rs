@@ -53,7 +53,7 @@ pub struct FrontOptions {
 }
 
 /// What happens to the requests that a dead daemon held, once there is a new one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum RecoveryMode {
     /// They are done by the new daemon, and none twice.

@@ -84,18 +84,6 @@ fn media_choice(text: &str) -> Result<MediaChoice, String> {
     }
 }
 
-#[derive(Clone, Copy, clap::ValueEnum)]
-enum CacheChoice {
-    Volatile,
-    Durable,
-}
-
-#[derive(Clone, Copy, clap::ValueEnum)]
-enum RecoveryChoice {
-    Reissue,
-    Abort,
-}
-
 #[derive(Args)]
 pub(crate) struct Add {
     #[command(flatten)]
@@ -103,16 +91,16 @@ pub(crate) struct Add {
     #[command(flatten)]
     shape: Shape,
     /// Where the data lives: "ram", kept while the machine runs, also over a daemon's death; or "file:DIR", kept in a
-    /// directory, which is made if it is not there
+    /// directory, which is made if it is not there, and which `del` leaves
     #[arg(long, default_value = "ram", value_name = "ram|file:DIR", value_parser = media_choice)]
     media: MediaChoice,
     /// What a completed write means: "durable", or "volatile" until it is flushed [default: durable in memory, volatile in a
     /// directory, where durable costs a sync per write]
     #[arg(long, value_name = "MODE")]
-    write_cache: Option<CacheChoice>,
+    write_cache: Option<CacheMode>,
     /// What becomes of the requests that a daemon holds when it dies, once there is a new one: done by it, or failed
     #[arg(long, default_value = "reissue", value_name = "MODE")]
-    recovery: RecoveryChoice,
+    recovery: RecoveryMode,
     #[command(flatten)]
     models: ModelArgs,
     /// How long before a completion is due its queue polls the clock, in microseconds: more is more punctual and costs
@@ -130,20 +118,14 @@ impl Add {
             MediaChoice::File(dir) => (Some(dir.clone()), ZnsConfig::default()),
             MediaChoice::Ram => (None, ZnsConfig::default()),
         };
-        let cache = match (self.write_cache, &media_dir) {
-            (Some(CacheChoice::Volatile), _) | (None, Some(_)) => CacheMode::Volatile,
-            (Some(CacheChoice::Durable), _) | (None, None) => CacheMode::Durable,
-        };
+        let usual = if media_dir.is_some() { CacheMode::Volatile } else { CacheMode::Durable };
         Ok(FrontOptions {
             config: self.shape.config(&base),
             queues: self.common.queues,
             depth: self.common.depth,
             media_dir,
-            cache,
-            recovery: match self.recovery {
-                RecoveryChoice::Reissue => RecoveryMode::Reissue,
-                RecoveryChoice::Abort => RecoveryMode::Abort,
-            },
+            cache: self.write_cache.unwrap_or(usual),
+            recovery: self.recovery,
             models: self.models.models(self.common.queues)?,
             spin_ns: self.spin_us * 1000,
         })

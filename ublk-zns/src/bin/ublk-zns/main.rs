@@ -28,16 +28,6 @@ enum Command {
     /// Make a device in a directory, without loading it: for `add --media file:DIR` and for model:DIR
     #[command(after_help = "Example:\n  ublk-zns create /var/lib/zns0 --size 1GiB --zone-size 64MiB")]
     Create(device::Create),
-    /// Delete a device; what --media file:DIR holds stays
-    #[command(after_help = "Example:\n  ublk-zns del 0\n  ublk-zns del --all")]
-    Del(cli::DelArgs),
-    /// List the ZNS devices
-    #[command(after_help = "Example:\n  ublk-zns list --json")]
-    List {
-        /// Print JSON
-        #[arg(long)]
-        json: bool,
-    },
     /// Print every zone, as the device sees it
     #[command(after_help = "Example:\n  ublk-zns report 0")]
     Report {
@@ -47,9 +37,6 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Print what the device has done: latency, lateness, zones, dies, errors
-    #[command(after_help = "Examples:\n  ublk-zns stat 0 --json\n  ublk-zns stat 0 --watch 2")]
-    Stat(cli::StatArgs),
     /// Serve a device whose daemon died, with its data and zone states
     #[command(after_help = "Example:\n  ublk-zns recover 0")]
     Recover(cli::RecoverArgs),
@@ -58,13 +45,6 @@ enum Command {
         after_help = "Examples:\n  ublk-zns fault 0 media-error --op read --range 2048+8 --count once\n  ublk-zns fault 0 zone 3 offline\n  ublk-zns fault 0 list\n  ublk-zns fault 0 remove all"
     )]
     Fault(FaultArgs),
-    /// Print what the kernel's ublk driver can do
-    #[command(after_help = "Example:\n  ublk-zns features")]
-    Features {
-        /// Print JSON
-        #[arg(long)]
-        json: bool,
-    },
     /// Print the built-in timing profiles and error parameters, or the file of one
     #[command(after_help = "Examples:\n  ublk-zns profiles\n  ublk-zns profiles femu-tlc > mine.toml")]
     Profiles(models::Profiles),
@@ -79,6 +59,8 @@ enum Command {
     /// Find the error parameters of a measurement
     #[command(after_help = "Example:\n  ublk-zns fit measured.csv --start tlc-3d > mychip.toml")]
     Fit(models::FitArgs),
+    #[command(flatten)]
+    Shared(cli::Shared),
 }
 
 fn report(id: u32, as_json: bool) -> Result<(), Error> {
@@ -121,17 +103,15 @@ fn main() -> ExitCode {
     let result = match &cli.command {
         Command::Add(args) => device::add(args),
         Command::Create(args) => device::create(args),
-        Command::Del(args) => device::del(args),
-        Command::List { json } => cli::list(Some("zns"), *json),
         Command::Report { id, json } => report(*id, *json),
-        Command::Stat(args) => cli::stat(Some("zns"), args),
         Command::Recover(args) => device::recover(args),
         Command::Fault(args) => args.run(),
-        Command::Features { json } => cli::features(*json),
         Command::Profiles(args) => args.run(),
         Command::Predict(args) => args.run(),
         Command::Rber(args) => args.run(),
         Command::Fit(args) => args.run(),
+        Command::Shared(cli::Shared::Del(args)) => device::del(args),
+        Command::Shared(shared) => shared.run(Some("zns")),
     };
     cli::finish("ublk-zns", result)
 }
