@@ -8,11 +8,13 @@
 //! - [`frame`] decodes a frame byte by byte, and at CS# rise says what was asked and whether it counts;
 //! - [`encode`] is the host's side: it makes the frame of a command.
 
+pub mod bus;
 pub mod command;
 pub mod encode;
 pub mod error;
 pub mod frame;
 
+pub use bus::{BusError, SpiBus, Transfer};
 pub use command::{AddressMode, AddressPhase, CommandSpec, CommandTable, Counts, DataPhase, JEDEC, Lines};
 pub use encode::{Payload, Request, Segment};
 pub use error::SpiError;
