@@ -1,20 +1,16 @@
 //! How the frame of each command is laid out: a table of data that the decoder and the encoder both follow.
 //!
-//! Every frame is `opcode, address, mode byte, dummy clocks, data`, where all but the opcode may be missing. The opcode
-//! is always on one line (QPI, 4-4-4, is not described here). A [`CommandTable`] has one command of each opcode, and only
-//! layouts that whole bytes can satisfy.
-//!
-//! Sources of [`JEDEC`]: JEDEC JESD216 (SFDP): the basic flash parameter table's dwords 3 and 4 (fast reads: opcode, mode
-//! clocks, wait states), 8 and 9 (erases), 13 (suspend, resume), 14 (deep power-down), 16 (soft reset, 4-byte modes), the
-//! 4-byte address instruction table, and the frame of 5Ah itself; Winbond W25Q256FV and W25Q128JV, section 8
-//! (instructions). The clocks between the address and the data of BBh and EBh are 4 and 6 on Winbond, Macronix and ISSI
-//! alike, which call more or fewer of them mode bits; the split here is the one that Winbond draws. A part that differs
-//! (Micron takes 8 and 10, and status registers vary) changes the rows of its own table.
+//! Every frame is `opcode, address, mode byte, dummy clocks, data`, where all but the opcode may be missing. The opcode is
+//! on one line, or on four in QPI mode (4-4-4), where all that follows is on four lines too. A [`CommandTable`] has one
+//! command of each opcode. The commands themselves are in [`crate::catalogue`].
 
+use crate::catalogue;
 use crate::error::SpiError;
+use crate::op::Op;
+use serde::{Deserialize, Serialize};
 
 /// How many data lines carry bits at a time.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Lines {
     /// One each way: IO0 in, IO1 out.
     Single,
@@ -41,7 +37,7 @@ impl Lines {
 }
 
 /// How many address bytes a chip takes for a command that leaves it to the mode: B7h and E9h switch it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 pub enum AddressMode {
     /// Three, as after power-up of most parts: the first 16 MiB.
     #[default]
@@ -57,6 +53,10 @@ pub enum AddressPhase {
     None,
     /// Three or four bytes by the chip's [`AddressMode`].
     ByMode(Lines),
+    /// One byte: a feature register of a SPI NAND.
+    One(Lines),
+    /// Two bytes: a column of a SPI NAND's buffer.
+    Two(Lines),
     /// Three bytes in either mode.
     Three(Lines),
     /// Four bytes in either mode.
@@ -68,6 +68,8 @@ impl AddressPhase {
     pub const fn bytes(self, mode: AddressMode) -> u8 {
         match (self, mode) {
             (AddressPhase::None, _) => 0,
+            (AddressPhase::One(_), _) => 1,
+            (AddressPhase::Two(_), _) => 2,
             (AddressPhase::Three(_), _) | (AddressPhase::ByMode(_), AddressMode::ThreeByte) => 3,
             (AddressPhase::Four(_), _) | (AddressPhase::ByMode(_), AddressMode::FourByte) => 4,
         }
@@ -77,7 +79,11 @@ impl AddressPhase {
     pub const fn lines(self) -> Lines {
         match self {
             AddressPhase::None => Lines::Single,
-            AddressPhase::ByMode(lines) | AddressPhase::Three(lines) | AddressPhase::Four(lines) => lines,
+            AddressPhase::ByMode(lines)
+            | AddressPhase::One(lines)
+            | AddressPhase::Two(lines)
+            | AddressPhase::Three(lines)
+            | AddressPhase::Four(lines) => lines,
         }
     }
 }
@@ -129,6 +135,12 @@ pub struct CommandSpec {
     pub data: DataPhase,
     /// When the frame counts.
     pub counts: Counts,
+    /// What it does, when it counts.
+    pub op: Op,
+    /// Whether the dummy clocks follow the part's dummy-clock register ([`crate::part::DummyRule`]), where it has one.
+    pub tunable_dummy: bool,
+    /// Whether the mode byte may ask for the next frame to come without its opcode.
+    pub continuous: bool,
 }
 
 impl CommandSpec {
@@ -142,7 +154,20 @@ impl CommandSpec {
             dummy_clocks: 0,
             data: DataPhase::None,
             counts: Counts::WhenWhole,
+            op: Op::Nothing,
+            tunable_dummy: false,
+            continuous: false,
         }
+    }
+
+    /// The same, doing `op`.
+    pub const fn doing(self, op: Op) -> CommandSpec {
+        CommandSpec { op, ..self }
+    }
+
+    /// The same with dummy clocks that a register sets.
+    pub const fn tunable(self) -> CommandSpec {
+        CommandSpec { tunable_dummy: true, ..self }
     }
 
     /// A read of a register or an ID: data out follows the opcode on one line.
@@ -185,6 +210,7 @@ impl CommandSpec {
         CommandSpec { address, ..CommandSpec::control(opcode, name) }
     }
 
+    /// Refuses a layout that whole bytes cannot satisfy.
     fn check(&self) -> Result<(), SpiError> {
         let opcode = self.opcode;
         if self.mode_byte && self.address == AddressPhase::None {
@@ -202,66 +228,6 @@ impl CommandSpec {
         }
     }
 }
-
-const SINGLE: Lines = Lines::Single;
-const DUAL: Lines = Lines::Dual;
-const QUAD: Lines = Lines::Quad;
-const BY_MODE: AddressPhase = AddressPhase::ByMode(SINGLE);
-const FOUR: AddressPhase = AddressPhase::Four(SINGLE);
-
-/// The commands that the parts of most makers share. See the module's sources.
-pub const JEDEC: &[CommandSpec] = &[
-    CommandSpec::read(0x03, "Read Data", BY_MODE, 0, SINGLE),
-    CommandSpec::read(0x0B, "Fast Read", BY_MODE, 8, SINGLE),
-    CommandSpec::read(0x3B, "Fast Read Dual Output", BY_MODE, 8, DUAL),
-    CommandSpec::read(0x6B, "Fast Read Quad Output", BY_MODE, 8, QUAD),
-    CommandSpec::read(0xBB, "Fast Read Dual I/O", AddressPhase::ByMode(DUAL), 0, DUAL).with_mode_byte(),
-    CommandSpec::read(0xEB, "Fast Read Quad I/O", AddressPhase::ByMode(QUAD), 4, QUAD).with_mode_byte(),
-    CommandSpec::read(0x13, "Read Data with 4-Byte Address", FOUR, 0, SINGLE),
-    CommandSpec::read(0x0C, "Fast Read with 4-Byte Address", FOUR, 8, SINGLE),
-    CommandSpec::read(0x3C, "Fast Read Dual Output with 4-Byte Address", FOUR, 8, DUAL),
-    CommandSpec::read(0x6C, "Fast Read Quad Output with 4-Byte Address", FOUR, 8, QUAD),
-    CommandSpec::read(0xBC, "Fast Read Dual I/O with 4-Byte Address", AddressPhase::Four(DUAL), 0, DUAL)
-        .with_mode_byte(),
-    CommandSpec::read(0xEC, "Fast Read Quad I/O with 4-Byte Address", AddressPhase::Four(QUAD), 4, QUAD)
-        .with_mode_byte(),
-    CommandSpec::program(0x02, "Page Program", BY_MODE, SINGLE),
-    CommandSpec::program(0x12, "Page Program with 4-Byte Address", FOUR, SINGLE),
-    CommandSpec::program(0x32, "Quad Input Page Program", BY_MODE, QUAD),
-    CommandSpec::program(0x34, "Quad Input Page Program with 4-Byte Address", FOUR, QUAD),
-    CommandSpec::erase(0x20, "Sector Erase (4 KiB)", BY_MODE),
-    CommandSpec::erase(0x52, "Block Erase (32 KiB)", BY_MODE),
-    CommandSpec::erase(0xD8, "Block Erase (64 KiB)", BY_MODE),
-    CommandSpec::erase(0x21, "Sector Erase (4 KiB) with 4-Byte Address", FOUR),
-    CommandSpec::erase(0x5C, "Block Erase (32 KiB) with 4-Byte Address", FOUR),
-    CommandSpec::erase(0xDC, "Block Erase (64 KiB) with 4-Byte Address", FOUR),
-    CommandSpec::control(0xC7, "Chip Erase"),
-    CommandSpec::control(0x60, "Chip Erase"),
-    CommandSpec::control(0x06, "Write Enable"),
-    CommandSpec::control(0x04, "Write Disable"),
-    CommandSpec::register_read(0x05, "Read Status Register-1"),
-    CommandSpec::register_read(0x35, "Read Status Register-2"),
-    CommandSpec::register_read(0x15, "Read Status Register-3"),
-    // One byte, or two that also write the second register (Winbond, Infineon) or the configuration (Macronix).
-    CommandSpec::register_write(0x01, "Write Status Register-1", 2),
-    CommandSpec::register_write(0x31, "Write Status Register-2", 1),
-    CommandSpec::register_write(0x11, "Write Status Register-3", 1),
-    CommandSpec::register_read(0x9F, "Read JEDEC ID"),
-    // JESD216 fixes this frame for every part and address mode.
-    CommandSpec::read(0x5A, "Read SFDP Register", AddressPhase::Three(SINGLE), 8, SINGLE),
-    CommandSpec::control(0xB7, "Enter 4-Byte Address Mode"),
-    CommandSpec::control(0xE9, "Exit 4-Byte Address Mode"),
-    CommandSpec::control(0x75, "Erase/Program Suspend"),
-    CommandSpec::control(0x7A, "Erase/Program Resume"),
-    CommandSpec::control(0xB9, "Power-down"),
-    CommandSpec {
-        dummy_clocks: 24,
-        counts: Counts::WithOpcode,
-        ..CommandSpec::register_read(0xAB, "Release Power-down / Device ID")
-    },
-    CommandSpec::control(0x66, "Enable Reset"),
-    CommandSpec::control(0x99, "Reset Device"),
-];
 
 /// The commands that a chip knows, by opcode.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -285,12 +251,12 @@ impl CommandTable {
         Ok(table)
     }
 
-    /// The commands of [`JEDEC`].
+    /// The commands of [`catalogue::jedec`].
     pub fn jedec() -> CommandTable {
         // Not by `new`, which may refuse: that it would not refuse these is a test's business.
         let mut by_opcode = vec![None; 256];
-        for command in JEDEC {
-            by_opcode[usize::from(command.opcode)] = Some(*command);
+        for command in catalogue::jedec() {
+            by_opcode[usize::from(command.opcode)] = Some(command);
         }
         CommandTable { by_opcode }
     }

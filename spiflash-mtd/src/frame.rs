@@ -14,10 +14,11 @@
 //! pieces, and nothing of a frame is left over for the next.
 
 use crate::command::{AddressMode, CommandSpec, CommandTable, Counts, DataPhase, Lines};
+use serde::{Deserialize, Serialize};
 use std::ops::Range;
 
 /// Where in a frame the chip is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Phase {
     /// CS# is high.
     Standby,
@@ -40,7 +41,7 @@ pub enum Phase {
 }
 
 /// Why a frame does nothing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 pub enum FrameError {
     /// CS# rose before the frame was whole.
     #[error("CS# rose in the {phase:?} phase, before the command was whole")]
@@ -149,26 +150,59 @@ pub struct Command {
     pub outcome: Result<(), FrameError>,
 }
 
+/// How the chip reads the next frame: what earlier frames have set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct FrameMode {
+    /// Address bytes of the commands that leave it to the mode.
+    pub address: AddressMode,
+    /// All phases are on four lines (4-4-4).
+    pub qpi: bool,
+    /// The clocks between address and data of tunable commands, mode byte included; 0: as each command has it.
+    pub dummy_clocks: u8,
+    /// The opcode does not come: it is this one (continuous read).
+    pub implied_opcode: Option<u8>,
+    /// The command that now comes without its address (SST25 AAI).
+    pub no_address: Option<u8>,
+}
+
+impl From<AddressMode> for FrameMode {
+    fn from(address: AddressMode) -> FrameMode {
+        FrameMode { address, ..FrameMode::default() }
+    }
+}
+
 /// The decoder of one chip.
 #[derive(Debug, Clone)]
 pub struct FrameDecoder {
     table: CommandTable,
-    mode: AddressMode,
+    mode: FrameMode,
+    phase: Phase,
+    frame: Frame,
+}
+
+/// Where a decoder is, to be kept and restored in the middle of a frame. The commands are not part of it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct FrameState {
+    mode: FrameMode,
     phase: Phase,
     frame: Frame,
 }
 
 /// What has arrived since CS# fell.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 struct Frame {
     bytes: u64,
     opcode: Option<u8>,
+    /// Of the table, by the opcode.
+    #[serde(skip)]
     spec: Option<CommandSpec>,
     address: u32,
     address_left: u8,
     address_whole: bool,
     mode: Option<u8>,
     dummy_left: u8,
+    /// Bits of the first data byte's clocks that were still dummy.
+    skew_bits: u8,
     data: Range<u64>,
     excess: u64,
     error: Option<FrameError>,
@@ -177,7 +211,7 @@ struct Frame {
 impl FrameDecoder {
     /// A decoder in standby.
     pub fn new(table: CommandTable) -> FrameDecoder {
-        FrameDecoder { table, mode: AddressMode::default(), phase: Phase::Standby, frame: Frame::default() }
+        FrameDecoder { table, mode: FrameMode::default(), phase: Phase::Standby, frame: Frame::default() }
     }
 
     /// The commands it knows.
@@ -190,11 +224,76 @@ impl FrameDecoder {
         self.phase
     }
 
-    /// CS# falls; the chip is in address mode `mode` for this frame. A frame that was not ended is forgotten.
-    pub fn select(&mut self, mode: AddressMode) {
-        self.mode = mode;
+    /// CS# falls; the chip is in this mode for this frame. A frame that was not ended is forgotten.
+    pub fn select(&mut self, mode: impl Into<FrameMode>) {
+        self.mode = mode.into();
         self.phase = Phase::Opcode;
         self.frame = Frame::default();
+        if let Some(opcode) = self.mode.implied_opcode {
+            self.opcode(opcode);
+        }
+    }
+
+    /// The state, for a snapshot.
+    pub fn state(&self) -> FrameState {
+        FrameState { mode: self.mode, phase: self.phase, frame: self.frame.clone() }
+    }
+
+    /// Goes to a state of [`FrameDecoder::state`].
+    pub fn restore(&mut self, state: FrameState) {
+        self.mode = state.mode;
+        self.phase = state.phase;
+        self.frame = state.frame;
+        self.frame.spec = self.frame.opcode.and_then(|opcode| self.table.get(opcode)).copied();
+    }
+
+    /// The command of the frame, once its opcode arrived and is known.
+    pub fn spec(&self) -> Option<&CommandSpec> {
+        self.frame.spec.as_ref()
+    }
+
+    /// The address of the frame, once all of it arrived.
+    pub fn frame_address(&self) -> Option<u32> {
+        self.frame.address_whole.then_some(self.frame.address)
+    }
+
+    /// The opcode of the frame, once it arrived.
+    pub fn frame_opcode(&self) -> Option<u8> {
+        self.frame.opcode
+    }
+
+    /// The mode byte of the frame, once it arrived.
+    pub fn frame_mode_byte(&self) -> Option<u8> {
+        self.frame.mode
+    }
+
+    /// Data bytes so far.
+    pub fn data_bytes(&self) -> u64 {
+        self.frame.data.end - self.frame.data.start
+    }
+
+    /// Bits by which the data is late in the host's bytes, since the dummy clocks were not whole bytes.
+    pub fn skew_bits(&self) -> u8 {
+        self.frame.skew_bits
+    }
+
+    /// Many data bytes at a time, as [`FrameDecoder::clock`] does one by one: of `bytes` that are clocked on `lines`, how many
+    /// are data. 0 when the decoder is not in a data phase, or on other lines.
+    pub fn take_data(&mut self, bytes: usize, lines: Lines) -> usize {
+        if !matches!(self.phase, Phase::DataIn | Phase::DataOut) || self.expected_lines() != Some(lines) {
+            return 0;
+        }
+        let left = self.data_limit().map_or(u64::MAX, |limit| limit.saturating_sub(self.data_bytes()));
+        let taken = (bytes as u64).min(left);
+        if taken > 0 {
+            self.data(self.frame.bytes);
+            self.frame.bytes += taken;
+            self.frame.data.end = self.frame.bytes;
+            if self.phase == Phase::DataIn && taken == left {
+                self.phase = Phase::End;
+            }
+        }
+        taken as usize
     }
 
     /// One byte is clocked, on `lines`.
@@ -262,6 +361,10 @@ impl FrameDecoder {
     /// The lines of the next byte, where they matter: in dummy clocks, and once nothing counts, they do not.
     fn expected_lines(&self) -> Option<Lines> {
         let spec = self.frame.spec.as_ref();
+        if self.mode.qpi && !matches!(self.phase, Phase::Standby | Phase::Dummy | Phase::End | Phase::Ignored)
+        {
+            return Some(Lines::Quad);
+        }
         match self.phase {
             Phase::Opcode => Some(Lines::Single),
             Phase::Address | Phase::Mode => spec.map(|spec| spec.address.lines()),
@@ -288,8 +391,16 @@ impl FrameDecoder {
             return Event::Opcode { opcode, known: false };
         };
         self.frame.spec = Some(spec);
-        self.frame.address_left = spec.address.bytes(self.mode);
+        self.frame.address_left = spec.address.bytes(self.mode.address);
+        if self.mode.no_address == Some(opcode) {
+            self.frame.address_left = 0;
+        }
         self.frame.dummy_left = spec.dummy_clocks;
+        if spec.tunable_dummy && self.mode.dummy_clocks > 0 {
+            let lines = if self.mode.qpi { Lines::Quad } else { spec.address.lines() };
+            let mode_clocks = if spec.mode_byte { lines.clocks_per_byte() } else { 0 };
+            self.frame.dummy_left = self.mode.dummy_clocks.saturating_sub(mode_clocks);
+        }
         self.advance();
         Event::Opcode { opcode, known: true }
     }
@@ -308,7 +419,15 @@ impl FrameDecoder {
     fn dummy(&mut self, lines: Lines) -> Event {
         let (clocks_left, byte_clocks) = (self.frame.dummy_left, lines.clocks_per_byte());
         let Some(clocks_left) = clocks_left.checked_sub(byte_clocks) else {
-            return self.broken(FrameError::Misaligned { clocks_left, byte_clocks });
+            // The rest of the byte is data already, if it is on the lines of the data.
+            self.frame.dummy_left = 0;
+            self.advance();
+            if self.phase != Phase::DataOut || self.expected_lines() != Some(lines) {
+                return self.broken(FrameError::Misaligned { clocks_left, byte_clocks });
+            }
+            self.frame.skew_bits = clocks_left * lines.count();
+            let index = self.data(self.frame.bytes - 1);
+            return Event::DataOut { index };
         };
         self.frame.dummy_left = clocks_left;
         if clocks_left == 0 {

@@ -9,13 +9,16 @@
 //! - [`encode`] is the host's side: it makes the frame of a command.
 
 pub mod bus;
+pub mod catalogue;
 pub mod command;
 pub mod encode;
 pub mod error;
 pub mod frame;
+pub mod op;
 
 pub use bus::{BusError, SpiBus, Transfer};
-pub use command::{AddressMode, AddressPhase, CommandSpec, CommandTable, Counts, DataPhase, JEDEC, Lines};
+pub use command::{AddressMode, AddressPhase, CommandSpec, CommandTable, Counts, DataPhase, Lines};
 pub use encode::{Payload, Request, Segment};
 pub use error::SpiError;
-pub use frame::{Command, Event, FrameDecoder, FrameError, Phase};
+pub use frame::{Command, Event, FrameDecoder, FrameError, FrameMode, Phase};
+pub use op::{EraseUnit, Op, Reg};

@@ -125,7 +125,11 @@ fn body(layout: &Layout, frame: &[Beat], stray_clocks: u8, decoded: &mut Decoded
         at += 1;
     }
     if clocks > layout.dummy_clocks {
-        return Verdict::Misaligned;
+        // The last byte is dummy at first and data after.
+        match layout.flow {
+            Flow::FromChip(lines) if frame[at - 1].1 == lines => at -= 1,
+            _ => return Verdict::Misaligned,
+        }
     }
     let rest = &frame[at..];
     let (data_lines, limit) = match layout.flow {
