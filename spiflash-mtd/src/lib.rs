@@ -8,17 +8,29 @@
 //! - [`frame`] decodes a frame byte by byte, and at CS# rise says what was asked and whether it counts;
 //! - [`encode`] is the host's side: it makes the frame of a command.
 
+pub mod array;
 pub mod bus;
 pub mod catalogue;
+pub mod chip;
 pub mod command;
 pub mod encode;
 pub mod error;
 pub mod frame;
 pub mod op;
+pub mod part;
+pub mod protect;
+pub mod regs;
+pub mod reliability;
+mod rng;
+pub mod sfdp;
+pub mod sim;
+pub mod states;
 
 pub use bus::{BusError, SpiBus, Transfer};
+pub use chip::{Chip, Effect, FrameReport, Reason, Setup};
 pub use command::{AddressMode, AddressPhase, CommandSpec, CommandTable, Counts, DataPhase, Lines};
 pub use encode::{Payload, Request, Segment};
 pub use error::SpiError;
 pub use frame::{Command, Event, FrameDecoder, FrameError, FrameMode, Phase};
 pub use op::{EraseUnit, Op, Reg};
+pub use sim::{Clocked, Observer, SimBus, TimeMode};

@@ -6,9 +6,10 @@
 mod check;
 mod library;
 mod raw;
+mod rules;
 
 pub use check::PartError;
-pub use library::{all, find};
+pub use library::{all, find, text};
 
 use crate::command::{AddressMode, CommandSpec, CommandTable};
 use crate::op::{EraseUnit, Reg};
@@ -134,9 +135,15 @@ pub struct Bus {
     /// How the length of reads with wrap is set.
     #[serde(default)]
     pub burst: BurstRule,
-    /// The erase and program commands that are ignored unless quad lines are enabled are those on four lines.
+    /// Commands on four lines are ignored while the bit `qe` is 0.
     #[serde(default)]
     pub quad_needs_enable: bool,
+    /// Writes leave WEL set (MRAM): only a write disable and the loss of power clear it.
+    #[serde(default)]
+    pub keeps_wel: bool,
+    /// The bit `ads` can be written, and sets the address mode (Infineon's EXTADD in the bank register).
+    #[serde(default)]
+    pub ads_is_written: bool,
 }
 
 fn three() -> u8 {
@@ -362,4 +369,26 @@ impl Part {
     pub fn command(&self, opcode: u8) -> Option<&CommandSpec> {
         self.commands.get(opcode)
     }
+}
+
+impl SfdpSpec {
+    /// The bytes of the dump; `None` where there is none, or where it is no hex.
+    pub fn dump_bytes(&self) -> Option<Vec<u8>> {
+        let digits = self.dump.as_ref()?.chars().filter(|c| !c.is_whitespace());
+        let digits: Vec<u8> =
+            digits.map(|c| c.to_digit(16).map(|digit| digit as u8)).collect::<Option<_>>()?;
+        let bytes = digits.chunks(2).map(|pair| match pair {
+            [high, low] => Some(high << 4 | low),
+            _ => None,
+        });
+        bytes.collect()
+    }
+}
+
+/// The key that a part file uses for a register or an erase.
+pub(crate) fn key_of<T: Serialize + std::fmt::Debug>(value: &T) -> String {
+    toml::Value::try_from(value)
+        .ok()
+        .and_then(|value| value.as_str().map(str::to_owned))
+        .unwrap_or_else(|| format!("{value:?}"))
 }

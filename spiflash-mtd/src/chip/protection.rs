@@ -1,0 +1,76 @@
+//! What may be changed: block-protection ranges, single locks, register protection.
+
+use super::{Chip, Reason};
+use crate::op::Reg;
+use crate::protect::RangeBits;
+use crate::regs::Role;
+use std::ops::Range;
+
+fn overlap(a: &Range<u64>, b: &Range<u64>) -> bool {
+    a.start < b.end && b.start < a.end
+}
+
+impl Chip {
+    /// The block-protection bits, as they are now.
+    pub fn range_bits(&self) -> RangeBits {
+        let roles = [Role::Bp0, Role::Bp1, Role::Bp2, Role::Bp3, Role::Bp4];
+        let bp = roles.iter().enumerate().fold(0, |bp, (bit, role)| bp | u8::from(self.role(*role)) << bit);
+        RangeBits { bp, tb: self.role(Role::Tb), sec: self.role(Role::Sec), cmp: self.role(Role::Cmp) }
+    }
+
+    /// The range that the block-protection bits protect; empty for none, or when single locks are in force.
+    pub fn protected_range(&self) -> Range<u64> {
+        match &self.part.ranges {
+            Some(rules) if !self.locks_in_force() => {
+                rules.range(self.part.geometry.size_bytes, self.range_bits())
+            }
+            _ => 0..0,
+        }
+    }
+
+    /// Whether single locks protect, and not a range.
+    fn locks_in_force(&self) -> bool {
+        let Some(rules) = &self.part.locks else { return false };
+        rules.selected_by().is_none_or(|name| {
+            crate::regs::find_bit(&self.part, name).is_some_and(|at| self.registers.bit(at))
+        })
+    }
+
+    /// The single locks: ranges, and whether each is locked.
+    pub fn locks(&self) -> Vec<(Range<u64>, bool)> {
+        let Some(rules) = &self.part.locks else { return Vec::new() };
+        rules.units(self.part.geometry.size_bytes).into_iter().zip(self.locks.iter().copied()).collect()
+    }
+
+    pub(super) fn reset_locks(&mut self) {
+        if let Some(rules) = &self.part.locks {
+            let units = rules.units(self.part.geometry.size_bytes).len();
+            self.locks = vec![rules.power_up_locked(); units];
+        }
+    }
+
+    /// The single lock of an address.
+    pub(super) fn lock_of(&self, address: u64) -> Option<usize> {
+        let rules = self.part.locks.as_ref()?;
+        rules.units(self.part.geometry.size_bytes).iter().position(|unit| unit.contains(&address))
+    }
+
+    /// Whether any byte of the range is protected against program and erase.
+    pub fn is_protected(&self, range: &Range<u64>) -> bool {
+        if !self.locks_in_force() {
+            return overlap(range, &self.protected_range());
+        }
+        self.locks().iter().any(|(unit, locked)| *locked && overlap(unit, range))
+    }
+
+    /// Whether a status or configuration register may be written. Winbond W25Q128JV, section 7.1.7 (SRP); SST25VF016B,
+    /// "Block Protection Lock-Down".
+    pub(super) fn may_write_registers(&self, registers: &[Reg]) -> Result<(), Reason> {
+        let guarded =
+            registers.iter().any(|register| matches!(register, Reg::Sr1 | Reg::Sr2 | Reg::Sr3 | Reg::Config));
+        let (srp0, srp1) = (self.role(Role::Srp0), self.role(Role::Srp1));
+        let by_pin = self.modes.wp_low && ((srp0 && !srp1) || self.role(Role::Bpl));
+        let by_bits = self.modes.locked_until_power || (srp0 && srp1);
+        if guarded && (by_pin || by_bits) { Err(Reason::RegistersProtected) } else { Ok(()) }
+    }
+}

@@ -1,0 +1,114 @@
+//! All of a chip but its array: to be kept and restored, also in the middle of a frame.
+//!
+//! The invariant: a chip that is restored from its state, with the same array, does all that follows as the chip that gave it.
+
+use super::jobs::{Job, Suspended};
+use super::nand::NandState;
+use super::{Chip, ChipError, Modes, Reason, SMALL_BYTES, Stats};
+use crate::array::{Array, Unit};
+use crate::frame::FrameState;
+use crate::regs::Registers;
+use crate::states::State;
+use serde::{Deserialize, Serialize};
+
+/// The state. Its fields are the chip's business; it goes to and from any serde format.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ChipState {
+    /// The part's name.
+    pub part: String,
+    seed: u64,
+    frame: FrameState,
+    heard: bool,
+    small: [u8; SMALL_BYTES],
+    latch: Vec<u8>,
+    carry: u8,
+    registers: Registers,
+    security: Vec<Unit>,
+    locks: Vec<bool>,
+    nand: Option<NandState>,
+    modes: Modes,
+    state: State,
+    now_ns: u64,
+    until_ns: u64,
+    job: Option<Job>,
+    suspended: Option<Suspended>,
+    clock_hz: u32,
+    clock_rest: u64,
+    polls: u32,
+    poll_skip: Option<u32>,
+    cut_at_ns: Option<u64>,
+    draws: u64,
+    stats: Stats,
+}
+
+fn units(array: &Array) -> Vec<Unit> {
+    (0..array.unit_count()).filter_map(|unit| array.unit(unit).cloned()).collect()
+}
+
+impl Chip {
+    /// Everything but the array.
+    pub fn save(&self) -> ChipState {
+        ChipState {
+            part: self.part.name.clone(),
+            seed: self.seed,
+            frame: self.frame.state(),
+            heard: self.heard.is_ok(),
+            small: self.small,
+            latch: self.latch.clone(),
+            carry: self.carry,
+            registers: self.registers,
+            security: units(&self.security),
+            locks: self.locks.clone(),
+            nand: self.nand.clone(),
+            modes: self.modes,
+            state: self.state,
+            now_ns: self.now_ns,
+            until_ns: self.until_ns,
+            job: self.job,
+            suspended: self.suspended.clone(),
+            clock_hz: self.clock_hz,
+            clock_rest: self.clock_rest,
+            polls: self.polls,
+            poll_skip: self.poll_skip,
+            cut_at_ns: self.cut_at_ns,
+            draws: self.draws,
+            stats: self.stats.clone(),
+        }
+    }
+
+    /// Goes to a state of [`Chip::save`]; the array is restored through [`Chip::array_mut`].
+    ///
+    /// # Errors
+    /// A state of another part or seed, or one whose lengths do not fit; the chip is as it was.
+    pub fn restore(&mut self, state: ChipState) -> Result<(), ChipError> {
+        let wrong = |what: &str| Err(ChipError::State { part: self.part.name.clone(), what: what.into() });
+        if state.part != self.part.name {
+            return wrong(&format!("it is one of {}", state.part));
+        }
+        if state.seed != self.seed {
+            return wrong(&format!("its seed is {}, not {}", state.seed, self.seed));
+        }
+        if state.latch.len() != self.latch.len()
+            || state.security.len() != self.security.unit_count() as usize
+        {
+            return wrong("its page buffer or its security registers have another size");
+        }
+        if state.nand.is_some() != self.nand.is_some() {
+            return wrong("one is a NAND and the other is not");
+        }
+        for (unit, content) in state.security.into_iter().enumerate() {
+            self.security.restore_unit(unit as u32, content);
+        }
+        self.frame.restore(state.frame);
+        (self.small, self.latch, self.carry) = (state.small, state.latch, state.carry);
+        (self.registers, self.locks, self.nand, self.modes) =
+            (state.registers, state.locks, state.nand, state.modes);
+        (self.state, self.now_ns, self.until_ns) = (state.state, state.now_ns, state.until_ns);
+        (self.job, self.suspended) = (state.job, state.suspended);
+        (self.clock_hz, self.clock_rest, self.polls) = (state.clock_hz, state.clock_rest, state.polls);
+        (self.poll_skip, self.cut_at_ns) = (state.poll_skip, state.cut_at_ns);
+        (self.draws, self.stats) = (state.draws, state.stats);
+        self.heard = if state.heard { Ok(()) } else { Err(self.hears().err().unwrap_or(Reason::Busy)) };
+        Ok(())
+    }
+}

@@ -1,0 +1,36 @@
+//! The parts that come with the crate.
+//!
+//! The invariant: each of their files is a right one; a test reads them all.
+
+use super::Part;
+use std::sync::LazyLock;
+
+/// The files, by the name of the part.
+const FILES: &[(&str, &str)] = &[("W25Q128JV", include_str!("../../parts/w25q128jv.toml"))];
+
+static PARTS: LazyLock<Vec<Part>> = LazyLock::new(|| {
+    let parse = |(name, text): &(&str, &str)| match Part::from_toml(text, &file_of(name)) {
+        Ok(part) => part,
+        Err(error) => panic!("a part file of the crate: {error}"),
+    };
+    FILES.iter().map(parse).collect()
+});
+
+fn file_of(name: &str) -> String {
+    format!("parts/{}.toml", name.to_ascii_lowercase())
+}
+
+/// All parts that come with the crate.
+pub fn all() -> &'static [Part] {
+    &PARTS
+}
+
+/// The part of a name, in upper or lower case; `None`: there is no such part.
+pub fn find(name: &str) -> Option<&'static Part> {
+    all().iter().find(|part| part.name.eq_ignore_ascii_case(name))
+}
+
+/// The file of a part that comes with the crate, by its name in upper or lower case.
+pub fn text(name: &str) -> Option<&'static str> {
+    FILES.iter().find(|(known, _)| known.eq_ignore_ascii_case(name)).map(|(_, text)| *text)
+}
