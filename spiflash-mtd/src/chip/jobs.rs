@@ -172,7 +172,7 @@ impl Chip {
                 self.store_registers(self.registers_of(opcode, count), values, false);
             }
             JobKind::Program { base, bytes, security } => {
-                self.complete_program(base, bytes as usize, security)
+                self.complete_program(base, bytes as usize, security);
             }
             JobKind::Erase { first, count } => self.complete_erase(first, count),
             JobKind::EraseSecurity { register } => self.security.erase_unit(register, self.now_ns),
@@ -316,7 +316,7 @@ impl Chip {
                 self.store_registers(registers, halfway, false);
             }
             JobKind::Program { base, bytes, security } => {
-                self.interrupt_program(base, bytes, security, fraction, draw)
+                self.interrupt_program(base, bytes, security, fraction, draw);
             }
             JobKind::Erase { first, count } => {
                 for unit in first..first.saturating_add(count) {
