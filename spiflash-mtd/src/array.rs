@@ -112,6 +112,25 @@ impl Array {
         Arc::make_mut(&mut self.units).get_mut(unit).map(Arc::make_mut)
     }
 
+    /// Whether a unit has the lengths of this array's.
+    pub fn fits(&self, unit: &Unit) -> bool {
+        let pages = self.unit_bytes.div_ceil(self.page_bytes);
+        (unit.data.is_empty() || unit.data.len() == self.unit_bytes)
+            && (unit.pages.is_empty() || unit.pages.len() == pages)
+    }
+
+    /// Puts a page in, as a stored image has it; the rest of its unit is as it was.
+    pub fn restore_page(&mut self, unit: u32, page: u32, data: &[u8], meta: PageMeta) {
+        let offset = u64::from(page) * self.page_bytes as u64;
+        let address = u64::from(unit) * self.unit_bytes as u64 + offset;
+        if offset + data.len() as u64 <= self.unit_bytes as u64 && data.len() <= self.page_bytes {
+            self.change(address, data.len(), |cells, known| {
+                cells.copy_from_slice(data);
+                *known = meta;
+            });
+        }
+    }
+
     /// Puts a unit in, as a stored image has it.
     pub fn restore_unit(&mut self, unit: u32, content: Unit) {
         if let Some(slot) = Arc::make_mut(&mut self.units).get_mut(unit as usize) {
@@ -233,6 +252,11 @@ impl Array {
 }
 
 impl Unit {
+    /// A unit from its parts: `data` and `pages` empty, or as long as those of its array ([`Array::fits`]).
+    pub fn from_parts(data: Vec<u8>, pages: Vec<PageMeta>, cycles: u32, reads: u64) -> Unit {
+        Unit { data, pages, cycles, reads }
+    }
+
     /// Whether every byte is FFh.
     pub fn is_blank(&self) -> bool {
         self.data.iter().all(|byte| *byte == 0xFF)

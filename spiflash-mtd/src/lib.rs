@@ -16,6 +16,7 @@ pub mod command;
 pub mod encode;
 pub mod error;
 pub mod frame;
+pub mod image;
 pub mod op;
 pub mod part;
 pub mod protect;

@@ -169,6 +169,11 @@ impl Registers {
         }
     }
 
+    /// Whether what is stored is the same.
+    pub fn same_stored(&self, other: &Registers) -> bool {
+        self.stored == other.stored
+    }
+
     /// What a register reads as.
     pub fn value(&self, register: Reg) -> u8 {
         self.working[register as usize]

@@ -20,7 +20,7 @@ mod stats;
 
 pub use error::ChipError;
 pub use report::{Effect, FrameReport, Reason};
-pub use snapshot::ChipState;
+pub use snapshot::{ChipState, Lasting};
 pub use stats::Stats;
 
 use crate::array::Array;

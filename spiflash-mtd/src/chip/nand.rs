@@ -41,6 +41,11 @@ impl NandState {
         let buffer = vec![0xFF; part.geometry.page_bytes as usize + spec.spare_bytes as usize];
         Some(NandState { buffer, page: 0, links: Vec::new(), last_failure: 0, bad })
     }
+
+    /// How many blocks are linked.
+    pub(super) fn links_len(&self) -> usize {
+        self.links.len()
+    }
 }
 
 impl Chip {

@@ -41,11 +41,79 @@ pub struct ChipState {
     stats: Stats,
 }
 
+/// What survives the loss of power, besides the array.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Lasting {
+    /// The part's name.
+    pub part: String,
+    /// The seed.
+    pub seed: u64,
+    registers: Registers,
+    security: Vec<Unit>,
+    nand: Option<NandState>,
+    /// The chip's time: data ages from then on.
+    pub now_ns: u64,
+    draws: u64,
+    stats: Stats,
+}
+
 fn units(array: &Array) -> Vec<Unit> {
     (0..array.unit_count()).filter_map(|unit| array.unit(unit).cloned()).collect()
 }
 
 impl Chip {
+    /// What survives the loss of power, besides the array.
+    pub fn lasting(&self) -> Lasting {
+        Lasting {
+            part: self.part.name.clone(),
+            seed: self.seed,
+            registers: self.registers,
+            security: units(&self.security),
+            nand: self.nand.clone(),
+            now_ns: self.now_ns,
+            draws: self.draws,
+            stats: self.stats.clone(),
+        }
+    }
+
+    /// Whether [`Chip::lasting`] would give the same registers and security data as it did with `last`. Time, statistics and
+    /// the NAND's buffer are not looked at.
+    pub fn lasts_as(&self, last: &Lasting) -> bool {
+        let same_unit = |(unit, content): (usize, &Unit)| self.security.unit(unit as u32) == Some(content);
+        let links = |nand: &Option<NandState>| nand.as_ref().map(NandState::links_len);
+        self.registers.same_stored(&last.registers)
+            && links(&self.nand) == links(&last.nand)
+            && last.security.iter().enumerate().all(same_unit)
+    }
+
+    /// A chip that gets its power back, with what [`Chip::lasting`] gave; the array is restored through [`Chip::array_mut`].
+    ///
+    /// # Errors
+    /// What is not of this part, or has other lengths; the chip is as it was.
+    pub fn revive(&mut self, lasting: Lasting) -> Result<(), ChipError> {
+        let wrong = |what: String| Err(ChipError::State { part: self.part.name.clone(), what });
+        if lasting.part != self.part.name {
+            return wrong(format!("it is one of {}", lasting.part));
+        }
+        if lasting.seed != self.seed {
+            return wrong(format!("its seed is {}, not {}", lasting.seed, self.seed));
+        }
+        if lasting.security.len() != self.security.unit_count() as usize
+            || lasting.nand.is_some() != self.nand.is_some()
+        {
+            return wrong("it has other security registers, or is no NAND as this one is".into());
+        }
+        self.set_power(false);
+        for (unit, content) in lasting.security.into_iter().enumerate() {
+            self.security.restore_unit(unit as u32, content);
+        }
+        (self.registers, self.nand) = (lasting.registers, lasting.nand);
+        (self.now_ns, self.draws, self.stats) = (lasting.now_ns, lasting.draws, lasting.stats);
+        self.set_power(true);
+        self.advance_to(self.until_ns);
+        Ok(())
+    }
+
     /// Everything but the array.
     pub fn save(&self) -> ChipState {
         ChipState {
