@@ -159,6 +159,8 @@ pub struct FrameMode {
     pub qpi: bool,
     /// The clocks between address and data of tunable commands, mode byte included; 0: as each command has it.
     pub dummy_clocks: u8,
+    /// The same where the address is on four lines.
+    pub quad_dummy_clocks: u8,
     /// The opcode does not come: it is this one (continuous read).
     pub implied_opcode: Option<u8>,
     /// The command that now comes without its address (SST25 AAI).
@@ -396,10 +398,12 @@ impl FrameDecoder {
             self.frame.address_left = 0;
         }
         self.frame.dummy_left = spec.dummy_clocks;
-        if spec.tunable_dummy && self.mode.dummy_clocks > 0 {
-            let lines = if self.mode.qpi { Lines::Quad } else { spec.address.lines() };
+        let lines = if self.mode.qpi { Lines::Quad } else { spec.address.lines() };
+        let quad = lines == Lines::Quad;
+        let set_clocks = if quad { self.mode.quad_dummy_clocks } else { self.mode.dummy_clocks };
+        if spec.tunable_dummy && set_clocks > 0 {
             let mode_clocks = if spec.mode_byte { lines.clocks_per_byte() } else { 0 };
-            self.frame.dummy_left = self.mode.dummy_clocks.saturating_sub(mode_clocks);
+            self.frame.dummy_left = set_clocks.saturating_sub(mode_clocks);
         }
         self.advance();
         Event::Opcode { opcode, known: true }

@@ -16,6 +16,7 @@ pub mod command;
 pub mod encode;
 pub mod error;
 pub mod frame;
+pub mod fronts;
 pub mod image;
 pub mod op;
 pub mod part;
@@ -26,6 +27,7 @@ mod rng;
 pub mod sfdp;
 pub mod sim;
 pub mod states;
+pub mod units;
 
 pub use bus::{BusError, SpiBus, Transfer};
 pub use chip::{Chip, Effect, FrameReport, Reason, Setup};

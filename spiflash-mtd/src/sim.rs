@@ -37,6 +37,9 @@ pub trait Observer: Send {
 
     /// Time passed or power changed with no frame: what was under way may have ended.
     fn settled(&mut self, _select: u8, _chip: &mut Chip) {}
+
+    /// The bus is put away: what is kept is to be made whole. Called once for each chip.
+    fn ended(&mut self, _select: u8, _chip: &mut Chip) {}
 }
 
 /// Bytes on the lines.
@@ -155,6 +158,16 @@ impl SimBus {
         for (select, chip) in (0u8..).zip(&mut self.chips) {
             for observer in &mut self.observers {
                 observer.settled(select, chip);
+            }
+        }
+    }
+
+    /// Tells all who watch that the bus is put away; they are gone then.
+    pub fn end_observers(&mut self) {
+        self.synchronise();
+        for mut observer in std::mem::take(&mut self.observers) {
+            for (select, chip) in (0u8..).zip(&mut self.chips) {
+                observer.ended(select, chip);
             }
         }
     }

@@ -351,11 +351,14 @@ impl Chip {
 
     /// CS# falls.
     pub fn select(&mut self) {
-        let dummy_clocks = self.dummy_clocks();
+        if self.part.bus.wakes_by_select {
+            self.go(Event::Release, self.part.timing.release_ns);
+        }
         let mode = FrameMode {
             address: if self.modes.four_byte { AddressMode::FourByte } else { AddressMode::ThreeByte },
             qpi: self.modes.qpi,
-            dummy_clocks,
+            dummy_clocks: self.dummy_clocks(false),
+            quad_dummy_clocks: self.dummy_clocks(true),
             implied_opcode: self.modes.implied_opcode,
             no_address: self.modes.aai_at.and(Some(0xAD)),
         };
@@ -368,13 +371,12 @@ impl Chip {
     }
 
     /// The clocks between address and data that the part's register asks for; 0: as the command has it.
-    fn dummy_clocks(&self) -> u8 {
+    fn dummy_clocks(&self, quad: bool) -> u8 {
         let Some(rule) = &self.part.bus.dummy else { return 0 };
         if rule.only_qpi && !self.modes.qpi {
             return 0;
         }
-        let value = self.registers.value(rule.register) >> rule.shift & rule.mask;
-        rule.clocks.get(usize::from(value)).copied().unwrap_or(0)
+        rule.clocks_at(self.registers.value(rule.register), quad).unwrap_or(0)
     }
 
     /// The opcode is known: does the chip listen?

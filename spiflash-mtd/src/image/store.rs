@@ -301,7 +301,7 @@ impl Store {
     ///
     /// # Errors
     /// A file that cannot be written.
-    pub fn close(mut self, chip: &mut Chip) -> Result<(), ImageError> {
+    pub fn close(&mut self, chip: &mut Chip) -> Result<(), ImageError> {
         if self.failed {
             return Ok(());
         }
@@ -325,5 +325,13 @@ impl Observer for Store {
 
     fn settled(&mut self, select: u8, chip: &mut Chip) {
         self.note(select, chip);
+    }
+
+    fn ended(&mut self, select: u8, chip: &mut Chip) {
+        if select == self.select
+            && let Err(error) = self.close(chip)
+        {
+            log::error!("{error}; the image is as it was before the end");
+        }
     }
 }

@@ -212,6 +212,7 @@ fn command_spec(raw: &RawCommand) -> Checked<CommandSpec> {
         let lines = spec.address.lines();
         spec.address = match address {
             RawAddress::None => AddressPhase::None,
+            RawAddress::Two => AddressPhase::Two(lines),
             RawAddress::Mode => AddressPhase::ByMode(lines),
             RawAddress::Three => AddressPhase::Three(lines),
             RawAddress::Four => AddressPhase::Four(lines),

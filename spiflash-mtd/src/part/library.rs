@@ -6,7 +6,22 @@ use super::Part;
 use std::sync::LazyLock;
 
 /// The files, by the name of the part.
-const FILES: &[(&str, &str)] = &[("W25Q128JV", include_str!("../../parts/w25q128jv.toml"))];
+const FILES: &[(&str, &str)] = &[
+    ("W25Q128JV", include_str!("../../parts/w25q128jv.toml")),
+    ("W25Q256JV", include_str!("../../parts/w25q256jv.toml")),
+    ("W25Q512JV", include_str!("../../parts/w25q512jv.toml")),
+    ("MX25L25645G", include_str!("../../parts/mx25l25645g.toml")),
+    ("MT25QL256", include_str!("../../parts/mt25ql256.toml")),
+    ("S25FL256S", include_str!("../../parts/s25fl256s.toml")),
+    ("GD25Q128", include_str!("../../parts/gd25q128.toml")),
+    ("IS25LP128", include_str!("../../parts/is25lp128.toml")),
+    ("SST25VF016B", include_str!("../../parts/sst25vf016b.toml")),
+    ("SST26VF064B", include_str!("../../parts/sst26vf064b.toml")),
+    ("W25N01GV", include_str!("../../parts/w25n01gv.toml")),
+    ("MR25H40", include_str!("../../parts/mr25h40.toml")),
+    ("FM25V20A", include_str!("../../parts/fm25v20a.toml")),
+    ("MB85RS2MT", include_str!("../../parts/mb85rs2mt.toml")),
+];
 
 static PARTS: LazyLock<Vec<Part>> = LazyLock::new(|| {
     let parse = |(name, text): &(&str, &str)| match Part::from_toml(text, &file_of(name)) {

@@ -144,6 +144,9 @@ pub struct Bus {
     /// The bit `ads` can be written, and sets the address mode (Infineon's EXTADD in the bank register).
     #[serde(default)]
     pub ads_is_written: bool,
+    /// Any fall of CS# ends the deep power-down (FRAM): there is no command for it.
+    #[serde(default)]
+    pub wakes_by_select: bool,
 }
 
 fn three() -> u8 {
@@ -189,6 +192,9 @@ pub struct DummyRule {
     pub mask: u8,
     /// For the values 0, 1, 2...: the clocks after the address, mode byte included; 0: as the command has it.
     pub clocks: Vec<u8>,
+    /// The same for commands whose address is on four lines, where they differ (Macronix); empty: they do not.
+    #[serde(default)]
+    pub quad_clocks: Vec<u8>,
     /// Only in QPI mode (Winbond C0h).
     #[serde(default)]
     pub only_qpi: bool,
@@ -391,4 +397,14 @@ pub(crate) fn key_of<T: Serialize + std::fmt::Debug>(value: &T) -> String {
         .ok()
         .and_then(|value| value.as_str().map(str::to_owned))
         .unwrap_or_else(|| format!("{value:?}"))
+}
+
+impl DummyRule {
+    /// The clocks after the address of a command whose address is on `quad` lines or not, at this value of the register;
+    /// `None`: as the command has it.
+    pub fn clocks_at(&self, register: u8, quad: bool) -> Option<u8> {
+        let at = usize::from((register >> self.shift.min(7)) & self.mask);
+        let table = if quad && !self.quad_clocks.is_empty() { &self.quad_clocks } else { &self.clocks };
+        table.get(at).copied().filter(|clocks| *clocks > 0)
+    }
 }

@@ -123,6 +123,8 @@ struct CommandTableForm {
 pub(super) enum RawAddress {
     /// There is none.
     None,
+    /// Two bytes (the security ID of SST26).
+    Two,
     /// Three or four, by the mode.
     Mode,
     /// Three in either mode.

@@ -159,7 +159,15 @@ fn bus(part: &Part) -> Checked {
         format!("{clocks} entries"),
         format!("one for each of the {values} values"),
     )?;
-    let most = dummy.clocks.iter().copied().max().unwrap_or(0);
+    let quad = dummy.quad_clocks.len();
+    let fits = quad == 0 || quad == values;
+    rule(
+        fits,
+        "bus.dummy.quad_clocks",
+        format!("{quad} entries"),
+        format!("none, or one for each of the {values} values"),
+    )?;
+    let most = dummy.clocks.iter().chain(&dummy.quad_clocks).copied().max().unwrap_or(0);
     rule(most <= 64, "bus.dummy.clocks", most, "at most 64")
 }
 
@@ -269,6 +277,14 @@ fn together(part: &Part) -> Checked {
     needs(Op::Suspend, Op::Resume, "resume, resume-30")?;
     needs(Op::Resume, Op::Suspend, "suspend, suspend-b0")?;
     needs(Op::ResetEnable, Op::Reset, "reset")?;
+    let wakes = part.bus.wakes_by_select || has(part, |op| op == Op::Release);
+    let sleeps = has(part, |op| op == Op::PowerDown);
+    rule(
+        wakes || !sleeps,
+        "commands",
+        "power-down",
+        "there must be a way out: release, or bus.wakes_by_select",
+    )?;
     needs(Op::EnterQpi, Op::ExitQpi, "exit-qpi, exit-qpi-f5")?;
     let needed: &[(&str, &str, &[Op])] = if part.kind == Kind::Nand {
         &[

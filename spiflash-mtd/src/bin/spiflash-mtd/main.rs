@@ -1,0 +1,61 @@
+//! `spiflash-mtd`: SPI flash chips as software.
+
+mod background;
+mod chips;
+mod image;
+mod run;
+
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+#[derive(Parser)]
+#[command(
+    name = "spiflash-mtd",
+    version,
+    about = "A SPI flash chip as software, for flashrom, mtd-utils, spidev programs and firmware drivers.",
+    after_help = "Example:\n  spiflash-mtd run\n  flashrom -p serprog:ip=127.0.0.1:4000 -r content.bin"
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Serve one or more chips: by serprog, as an MTD directory, as /dev/spidevB.C
+    #[command(
+        after_help = "Examples:\n  spiflash-mtd run\n  spiflash-mtd run --part MX25L25645G --image bios.flash --serprog 127.0.0.1:4001\n  spiflash-mtd run --part W25Q128JV --mtd /run/mtd --errors part --time real --trace wires.vcd\n  spiflash-mtd run --part W25Q128JV --part FM25V20A --spidev 0"
+    )]
+    Run(Box<run::Run>),
+    /// Look into an image file, or take a raw image out of it or make it from one
+    #[command(subcommand)]
+    Image(image::ImageCommand),
+    /// Print the state diagram of the chip's operations
+    #[command(after_help = "Example:\n  spiflash-mtd states")]
+    States,
+}
+
+/// A fault in what was asked, not in doing it: exit status 2.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct Usage(pub(crate) String);
+
+fn main() -> ExitCode {
+    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("warn")).init();
+    let cli = Cli::parse();
+    let result = match cli.command {
+        Command::Run(args) => args.run(),
+        Command::Image(command) => command.run(),
+        Command::States => {
+            print!("{}", spiflash_mtd::states::diagram());
+            Ok(())
+        }
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("spiflash-mtd: {error:#}");
+            ExitCode::from(if error.is::<Usage>() { 2 } else { 1 })
+        }
+    }
+}
