@@ -64,6 +64,8 @@ roles! {
     Adp = "adp",
     /// 4-byte addresses now.
     Ads = "ads",
+    /// The same, as Macronix calls it.
+    FourByte = "4byte",
     /// The last erase failed.
     EraseError = "e_err",
     /// The last program failed.
@@ -184,6 +186,11 @@ impl Registers {
         self.value(at.register) >> at.bit & 1 == 1
     }
 
+    /// A bit, as it is after the power was gone.
+    pub fn stored_bit(&self, at: BitRef) -> bool {
+        self.stored[at.register as usize] >> at.bit & 1 == 1
+    }
+
     /// The chip sets a bit of its own: read-only ones, and those that follow its state.
     pub fn set_bit(&mut self, at: BitRef, on: bool) {
         let value = &mut self.working[at.register as usize];
@@ -195,6 +202,12 @@ impl Registers {
         self.set_bit(at, on);
         let value = &mut self.stored[at.register as usize];
         *value = *value & !(1 << at.bit) | u8::from(on) << at.bit;
+    }
+
+    /// All bits, whatever their keep.
+    #[cfg(test)]
+    pub(crate) fn force(&mut self, register: Reg, value: u8) {
+        (self.working[register as usize], self.stored[register as usize]) = (value, value);
     }
 
     /// What a write of `value` would leave: working and stored value.

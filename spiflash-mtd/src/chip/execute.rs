@@ -4,6 +4,7 @@
 //! statistics.
 
 use super::jobs::JobKind;
+use super::planted::planted;
 use super::{Chip, Effect, Reason};
 use crate::command::{CommandSpec, DataPhase, Lines};
 use crate::frame::Command;
@@ -21,8 +22,10 @@ impl Chip {
                 return Err(Reason::NotReady);
             }
             State::DeepPowerDown => {
-                return if spec.op == Op::Release { Ok(()) } else { Err(Reason::Asleep) };
+                let status = planted!(self, SleepHears) && matches!(spec.op, Op::ReadRegister(_));
+                return if status || spec.op == Op::Release { Ok(()) } else { Err(Reason::Asleep) };
             }
+            _ if planted!(self, HearsWhileBusy) => {}
             state if state.is_busy() && !heard_while_busy(spec.op) => return Err(Reason::Busy),
             _ => {}
         }
@@ -33,8 +36,14 @@ impl Chip {
         }
         let disabled =
             self.part.bus.quad_needs_enable && self.roles.get(Role::Qe).is_some() && !self.role(Role::Qe);
-        let wants_quad = spec.op == Op::EnterQpi || on_four_lines(spec);
-        if disabled && wants_quad && !self.modes.qpi { Err(Reason::QuadDisabled) } else { Ok(()) }
+        // Winbond and GigaDevice, whose QE is in the second register, enter QPI with QE = 1 only.
+        let in_second = self.roles.get(Role::Qe).is_some_and(|at| at.register == Reg::Sr2);
+        let wants_quad = (spec.op == Op::EnterQpi && in_second) || on_four_lines(spec);
+        if disabled && wants_quad && !self.modes.qpi && !planted!(self, QuadWithoutEnable) {
+            Err(Reason::QuadDisabled)
+        } else {
+            Ok(())
+        }
     }
 
     /// Carries out a frame. `reset_armed`: the frame before it was a reset enable.
@@ -53,7 +62,9 @@ impl Chip {
         if !self.state.hears() {
             return Err(Reason::NotReady);
         }
-        if let Err(error) = command.outcome {
+        if let Err(error) = command.outcome
+            && !(planted!(self, FrameNotChecked) && command.spec.is_some())
+        {
             // A frame that makes no sense ends continuous reading: how a host that does not know of it gets out.
             self.modes.implied_opcode = None;
             return Err(Reason::Frame(error));
@@ -63,6 +74,7 @@ impl Chip {
         let asked = command.mode.is_some_and(|mode| self.part.bus.continuous_read.asked(mode));
         self.modes.implied_opcode = (spec.continuous && asked).then_some(command.opcode);
         let address = command.address;
+        let place = self.array_address(&spec, address);
         let data_bytes = command.data.end - command.data.start;
         match spec.op {
             Op::WriteEnable => self.modes.wel = true,
@@ -73,10 +85,10 @@ impl Chip {
             }
             Op::Program if self.part.kind.is_ram() => return self.end_write(),
             Op::Program if self.modes.otp => return self.program_security(address, data_bytes),
-            Op::Program => return self.program(address, data_bytes),
+            Op::Program => return self.program(place, data_bytes),
             Op::ProgramAai => return self.program_aai(address, data_bytes),
             Op::Erase(EraseUnit::NandBlock) => return self.nand_erase(address.unwrap_or(0)),
-            Op::Erase(unit) => return self.erase(unit, address),
+            Op::Erase(unit) => return self.erase(unit, place),
             Op::ChipErase => return self.erase_chip(),
             Op::Suspend => return self.suspend(),
             Op::Resume => return self.resume(),
@@ -86,7 +98,7 @@ impl Chip {
             }
             Op::ResetEnable => self.modes.reset_armed = true,
             Op::Reset if self.part.nand.is_some() => return self.reset(),
-            Op::Reset if reset_armed => return self.reset(),
+            Op::Reset if reset_armed || planted!(self, ResetNeedsNoEnable) => return self.reset(),
             Op::Reset => return Err(Reason::ResetNotEnabled),
             Op::Enter4Byte => self.modes.four_byte = true,
             Op::Exit4Byte => self.modes.four_byte = false,
@@ -97,7 +109,7 @@ impl Chip {
             Op::EraseSecurity => return self.erase_security(address),
             Op::EnterOtp => self.modes.otp = true,
             Op::ExitOtp => self.modes.otp = false,
-            Op::LockBlock | Op::UnlockBlock => return self.set_lock(address, spec.op == Op::LockBlock),
+            Op::LockBlock | Op::UnlockBlock => return self.set_lock(place, spec.op == Op::LockBlock),
             Op::LockAll | Op::UnlockAll => return self.set_all_locks(spec.op == Op::LockAll),
             Op::WriteBlockProtection => return self.write_block_protection(data_bytes),
             Op::LockDown => {
@@ -116,7 +128,7 @@ impl Chip {
     }
 
     fn writable(&self) -> Result<(), Reason> {
-        if self.modes.wel { Ok(()) } else { Err(Reason::WriteDisabled) }
+        if self.modes.wel || planted!(self, WelNotNeeded) { Ok(()) } else { Err(Reason::WriteDisabled) }
     }
 
     fn timed(&mut self, event: Event, time_ns: u64) -> Result<(), Reason> {
@@ -166,7 +178,12 @@ impl Chip {
 
     /// Puts values into registers, and does what follows from them.
     pub(super) fn store_registers(&mut self, registers: &[Reg], values: [u8; 2], volatile: bool) {
+        let volatile = volatile && !planted!(self, VolatileIsStored);
         for (register, value) in registers.iter().zip(values) {
+            #[cfg(test)]
+            if planted!(self, OneTimeRewritable) {
+                self.registers.force(*register, value);
+            }
             self.registers.write(&self.part, *register, value, volatile);
         }
         if self.role(Role::Srp1) && !self.role(Role::Srp0) {
@@ -179,17 +196,17 @@ impl Chip {
         }
     }
 
-    fn program(&mut self, address: Option<u32>, data_bytes: u64) -> Result<(), Reason> {
+    fn program(&mut self, address: u64, data_bytes: u64) -> Result<(), Reason> {
         self.writable()?;
-        let address = self.array_address(address);
         let page = u64::from(self.part.geometry.page_bytes);
         let base = address / page * page;
         let bytes = data_bytes.min(page);
-        if self.is_protected(&(address..address + 1)) {
+        if self.is_protected(&(address..address + 1)) && !planted!(self, ProgramIgnoresProtection) {
             self.protection_error(Role::ProgramError);
             return Err(Reason::Protected);
         }
-        if self.suspended.as_ref().is_some_and(|job| job.covers(base, &self.array)) {
+        let suspended = self.suspended.as_ref().is_some_and(|job| job.covers(base, &self.array));
+        if suspended && !planted!(self, ProgramsIntoSuspended) {
             return Err(Reason::Suspended);
         }
         let time_ns = self.program_time(base, bytes);
@@ -214,16 +231,15 @@ impl Chip {
         if let (Some(latch), Some(data)) = (self.latch.get_mut(..2), self.small.get(..2)) {
             latch.copy_from_slice(data);
         }
-        self.modes.aai_at = Some(at + 2);
+        self.modes.aai_at = Some(if planted!(self, WordsStay) { at } else { at + 2 });
         let time_ns = self.program_time(at, 1);
         self.begin(Event::Program, JobKind::Program { base: at, bytes: 2, security: false }, time_ns)
     }
 
-    fn erase(&mut self, unit: EraseUnit, address: Option<u32>) -> Result<(), Reason> {
+    fn erase(&mut self, unit: EraseUnit, address: u64) -> Result<(), Reason> {
         self.writable()?;
-        let address = self.array_address(address);
         let range = self.erase_range(unit, address).ok_or(Reason::NoSuchPlace)?;
-        if self.is_protected(&range) {
+        if self.is_protected(&range) && !planted!(self, EraseIgnoresProtection) {
             self.protection_error(Role::EraseError);
             return Err(Reason::Protected);
         }
@@ -238,7 +254,12 @@ impl Chip {
     /// The range that an erase at an address erases; `None` where there is no such block.
     fn erase_range(&self, unit: EraseUnit, address: u64) -> Option<std::ops::Range<u64>> {
         if let Some(bytes) = self.part.erase_bytes(unit) {
-            let start = address / bytes * bytes;
+            let bytes = if planted!(self, EraseTooLarge) { bytes.max(65536) } else { bytes };
+            let start = if planted!(self, EraseNotAligned) {
+                (address / 4096 * 4096).min(self.part.geometry.size_bytes.saturating_sub(bytes))
+            } else {
+                address / bytes * bytes
+            };
             return Some(start..start + bytes);
         }
         let mut start = 0;
@@ -303,7 +324,7 @@ impl Chip {
         let Some(spec) = &self.part.security else { return true };
         let name = spec.lock_bits.get(register as usize).or(spec.lock_bits.first());
         let bit = name.and_then(|name| crate::regs::find_bit(&self.part, name));
-        bit.is_some_and(|at| self.registers.bit(at))
+        bit.is_some_and(|at| self.registers.bit(at)) && !planted!(self, SecurityNotLocked)
     }
 
     /// Security data: a register repeats within its own bytes.
@@ -316,9 +337,9 @@ impl Chip {
         }
     }
 
-    fn set_lock(&mut self, address: Option<u32>, locked: bool) -> Result<(), Reason> {
+    fn set_lock(&mut self, address: u64, locked: bool) -> Result<(), Reason> {
         self.writable()?;
-        let lock = self.lock_of(self.array_address(address)).ok_or(Reason::NoSuchPlace)?;
+        let lock = self.lock_of(address).ok_or(Reason::NoSuchPlace)?;
         if let Some(slot) = self.locks.get_mut(lock) {
             *slot = locked;
         }
@@ -353,6 +374,7 @@ impl Chip {
         let value = self.small[0];
         let field = match self.part.bus.burst {
             BurstRule::None => return,
+            _ if planted!(self, BurstIgnored) => return,
             BurstRule::Bits65 => value >> 5 & 3,
             BurstRule::Low => value & 3,
         };

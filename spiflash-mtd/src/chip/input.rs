@@ -3,6 +3,7 @@
 //! A program's bytes go to the page buffer, round and round within the page; nothing else changes before CS# rises. Only
 //! memories that are written like RAM take each byte at once.
 
+use super::planted::planted;
 use super::{Chip, SMALL_BYTES};
 use crate::op::Op;
 
@@ -28,7 +29,10 @@ impl Chip {
         }
         let address = u64::from(self.frame.frame_address().unwrap_or(0));
         match spec.op {
-            Op::Program if self.part.kind.is_ram() => self.write_at_once(index, bytes),
+            Op::Program if self.part.kind.is_ram() => {
+                let address = self.array_address(&spec, self.frame.frame_address());
+                self.write_at_once(address + index, bytes);
+            }
             Op::Program => self.fill_latch(address + index, bytes, self.part.geometry.page_bytes as usize),
             Op::ProgramSecurity => self.fill_latch(address + index, bytes, 256),
             Op::NandLoad { .. } => self.nand_load(address, index, bytes),
@@ -40,6 +44,12 @@ impl Chip {
     fn fill_latch(&mut self, start: u64, bytes: &[u8], page_bytes: usize) {
         let page_bytes = page_bytes.clamp(1, self.latch.len());
         let skipped = bytes.len().saturating_sub(page_bytes);
+        if planted!(self, NoPageWrap) {
+            let at = (start % page_bytes as u64) as usize;
+            let room = self.latch.get_mut(at..page_bytes).unwrap_or_default();
+            room.iter_mut().zip(bytes).for_each(|(slot, byte)| *slot = *byte);
+            return;
+        }
         let mut at = ((start + skipped as u64) % page_bytes as u64) as usize;
         let mut rest = bytes.get(skipped..).unwrap_or(&[]);
         while !rest.is_empty() {
@@ -53,12 +63,12 @@ impl Chip {
     }
 
     /// MRAM and FRAM: each byte is there when its last bit is; protected ones stay; the address wraps at the end.
-    fn write_at_once(&mut self, index: u64, bytes: &[u8]) {
+    fn write_at_once(&mut self, address: u64, bytes: &[u8]) {
         if !self.modes.wel {
             return;
         }
         let (size, mut rest) = (self.array.len().max(1), bytes);
-        let mut address = (self.array_address(self.frame.frame_address()) + index) % size;
+        let mut address = address % size;
         while !rest.is_empty() {
             // A page at a time: the array's pages are no limit to the host.
             let page = self.array.page_bytes() as u64;
@@ -81,6 +91,10 @@ impl Chip {
 
     fn write_cells(&mut self, address: u64, bytes: &[u8]) {
         self.stats.bytes_programmed += bytes.len() as u64;
+        if planted!(self, RamNeedsErase) {
+            self.array.program(address, bytes, self.now_ns);
+            return;
+        }
         if self.reliability.is_perfect() {
             self.array.write(address, bytes, self.now_ns);
             return;

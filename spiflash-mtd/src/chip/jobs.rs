@@ -1,5 +1,6 @@
 //! What takes time: begun at the rise of CS#, carried out when its time is over, half carried out when it is interrupted.
 
+use super::planted::planted;
 use super::{Chip, Reason};
 use crate::array::Array;
 use crate::op::{Op, Reg};
@@ -137,11 +138,12 @@ impl Chip {
 
     /// Begins a job of `time_ns`.
     pub(super) fn begin(&mut self, event: Event, kind: JobKind, time_ns: u64) -> Result<(), Reason> {
-        if !self.go(event, time_ns) {
-            return Err(Reason::Suspended);
-        }
         self.job = Some(Job { kind, total_ns: time_ns, left_ns: time_ns, begun_ns: self.now_ns });
-        Ok(())
+        if self.go(event, time_ns) {
+            return Ok(());
+        }
+        self.job = None;
+        Err(Reason::Suspended)
     }
 
     /// The time of the present state is over.
@@ -179,7 +181,8 @@ impl Chip {
             JobKind::NandRead { page } => return self.nand_complete_read(page),
             JobKind::NandProgram { page } => self.nand_complete_program(page),
         }
-        if self.modes.aai_at.is_none() {
+        let words = self.modes.aai_at.is_some() && !planted!(self, WordBreaksWel);
+        if !words && !planted!(self, WelStays) {
             self.modes.wel = false;
         }
         self.modes.wel_volatile = false;
@@ -194,6 +197,10 @@ impl Chip {
             return;
         }
         self.stats.bytes_programmed += latch.iter().filter(|byte| **byte != 0xFF).count() as u64;
+        if planted!(self, ProgramOverwrites) {
+            self.array.write(base, latch, self.now_ns);
+            return;
+        }
         if self.reliability.is_perfect() {
             self.array.program(base, latch, self.now_ns);
             return;
@@ -253,7 +260,8 @@ impl Chip {
         }
         let least = self.part.timing.resume_to_suspend_ns;
         if let Some(job) = &mut self.job {
-            let credited = if run_ns >= least { run_ns } else { 0 };
+            let credited =
+                if run_ns >= least || planted!(self, SuspendWithoutProgressRule) { run_ns } else { 0 };
             self.stats.busy_ns += run_ns;
             job.left_ns = job.left_ns.saturating_sub(credited);
         }
@@ -262,7 +270,13 @@ impl Chip {
     }
 
     pub(super) fn resume(&mut self) -> Result<(), Reason> {
-        let left_ns = self.suspended.as_ref().map_or(0, |suspended| suspended.job.left_ns);
+        let mut left_ns = self.suspended.as_ref().map_or(0, |suspended| suspended.job.left_ns);
+        if planted!(self, ResumeStartsOver) {
+            left_ns = self.suspended.as_ref().map_or(0, |suspended| suspended.job.total_ns);
+        }
+        if planted!(self, ResumeForgets) {
+            left_ns = 0;
+        }
         if self.suspended.is_none() || !self.go(Event::Resume, left_ns) {
             return Err(Reason::NothingToSuspend);
         }
@@ -299,6 +313,12 @@ impl Chip {
     }
 
     fn interrupt(&mut self, kind: JobKind, fraction: f64) {
+        if planted!(self, PowerLossForgets) {
+            return;
+        }
+        if planted!(self, PowerLossFinishes) {
+            return self.complete(kind);
+        }
         self.stats.interrupted += 1;
         let draw = self.next_draw();
         match kind {

@@ -13,8 +13,11 @@ mod input;
 mod jobs;
 mod nand;
 mod output;
+mod planted;
 mod protection;
 mod report;
+#[cfg(test)]
+mod rules;
 mod snapshot;
 mod stats;
 
@@ -33,6 +36,7 @@ use crate::reliability::{Layout, Reliability, ReliabilityParams};
 use crate::states::{Event, State, next};
 use jobs::{Job, Suspended};
 use nand::NandState;
+use planted::planted;
 use std::sync::Arc;
 
 const NS_PER_S: u64 = 1_000_000_000;
@@ -118,6 +122,9 @@ pub struct Chip {
     cut_at_ns: Option<u64>,
     draws: u64,
     stats: Stats,
+    /// A bug planted by a test.
+    #[cfg(test)]
+    pub(crate) mutant: Option<planted::Mutant>,
 }
 
 impl Chip {
@@ -163,6 +170,8 @@ impl Chip {
             cut_at_ns: None,
             draws: 0,
             stats: Stats::default(),
+            #[cfg(test)]
+            mutant: None,
             part,
         };
         chip.mark_bad_blocks();
@@ -309,8 +318,15 @@ impl Chip {
     /// Goes to the state after `event`, for `time_ns` if it is one that time ends. `false`: the event is ignored.
     fn go(&mut self, event: Event, time_ns: u64) -> bool {
         let Some(state) = next(self.state, event) else { return false };
+        let no_time = planted!(self, NeverBusy)
+            || (planted!(self, SuspendsRegisterWrites) && event == Event::Suspend)
+            || (planted!(self, WakesAtOnce) && event == Event::Release);
+        let time_ns = if no_time { 0 } else { time_ns };
         self.state = state;
         self.until_ns = self.now_ns.saturating_add(time_ns);
+        if no_time && state.is_timed() {
+            self.finish();
+        }
         self.polls = 0;
         true
     }
@@ -319,6 +335,13 @@ impl Chip {
     pub fn set_power(&mut self, on: bool) {
         if on {
             if self.go(Event::PowerOn, self.part.timing.power_up_ns) {
+                // Registers that were locked until the power went are free again (W25Q128JV, section 7.1.7).
+                if let Some(at) = self.roles.get(Role::Srp1)
+                    && self.registers.stored_bit(at)
+                    && !self.roles.get(Role::Srp0).is_some_and(|at| self.registers.stored_bit(at))
+                {
+                    self.registers.store_bit(at, false);
+                }
                 self.wake();
             }
             return;
@@ -327,7 +350,9 @@ impl Chip {
             self.interrupt_all();
             self.frame = FrameDecoder::new(self.part.commands.clone());
             self.go(Event::PowerOff, 0);
-            self.modes = Modes { wp_low: self.modes.wp_low, ..Modes::default() };
+            if !planted!(self, PowerKeepsModes) {
+                self.modes = Modes { wp_low: self.modes.wp_low, ..Modes::default() };
+            }
             self.stats.power_cycles += 1;
         }
     }
@@ -336,8 +361,12 @@ impl Chip {
     fn wake(&mut self) {
         self.registers.power_up(&self.part);
         let locked = self.modes.locked_until_power;
+        let resetting = self.state == State::Idle;
+        if (planted!(self, ResetKeepsModes) && resetting) || (planted!(self, PowerKeepsModes) && !resetting) {
+            return;
+        }
         self.modes = Modes { wp_low: self.modes.wp_low, ..Modes::default() };
-        self.modes.locked_until_power = locked && self.state == State::Resetting;
+        self.modes.locked_until_power = locked && resetting;
         self.modes.four_byte = self.part.address_mode() == AddressMode::FourByte || self.role(Role::Adp);
         self.reset_locks();
         self.suspended = None;
@@ -355,7 +384,11 @@ impl Chip {
             self.go(Event::Release, self.part.timing.release_ns);
         }
         let mode = FrameMode {
-            address: if self.modes.four_byte { AddressMode::FourByte } else { AddressMode::ThreeByte },
+            address: if self.modes.four_byte && !planted!(self, FourByteModeIgnored) {
+                AddressMode::FourByte
+            } else {
+                AddressMode::ThreeByte
+            },
             qpi: self.modes.qpi,
             dummy_clocks: self.dummy_clocks(false),
             quad_dummy_clocks: self.dummy_clocks(true),
@@ -372,7 +405,9 @@ impl Chip {
 
     /// The clocks between address and data that the part's register asks for; 0: as the command has it.
     fn dummy_clocks(&self, quad: bool) -> u8 {
-        let Some(rule) = &self.part.bus.dummy else { return 0 };
+        let Some(rule) = self.part.bus.dummy.as_ref().filter(|_| !planted!(self, DummyIgnored)) else {
+            return 0;
+        };
         if rule.only_qpi && !self.modes.qpi {
             return 0;
         }
@@ -455,7 +490,11 @@ impl Chip {
     /// CS# rises, `stray_clocks` after the last whole byte (0 on a bus of whole bytes): what was asked for takes effect.
     /// `None` when no whole opcode came.
     pub fn deselect(&mut self, stray_clocks: u8) -> Option<FrameReport> {
-        let armed = std::mem::take(&mut self.modes.reset_armed);
+        let mut armed = std::mem::take(&mut self.modes.reset_armed);
+        if planted!(self, EnableLastsForever) {
+            self.modes.reset_armed = armed;
+            armed |= self.modes.reset_armed;
+        }
         let command = self.frame.deselect(stray_clocks)?;
         let effect = self.execute(&command, armed);
         self.stats.count(command.opcode, &effect);

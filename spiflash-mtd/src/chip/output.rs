@@ -4,7 +4,9 @@
 //! cuts the frame into pieces; only registers are looked at anew for each byte, at its time.
 
 use super::Chip;
+use super::planted::planted;
 use crate::array::PageMeta;
+use crate::command::{AddressPhase, CommandSpec, Lines};
 use crate::op::{Op, Reg};
 use crate::regs::Role;
 use crate::reliability::{PagePlace, PageState};
@@ -24,7 +26,7 @@ impl Chip {
     pub(super) fn output(&mut self, first: u64, out: &mut [u8]) {
         self.drive(first, out);
         let skew = self.frame.skew_bits();
-        if skew > 0 {
+        if skew > 0 && !planted!(self, SkewIgnored) {
             for byte in out {
                 let whole = *byte;
                 *byte = (u16::from(self.carry) << (8 - skew) | u16::from(whole) >> skew) as u8;
@@ -37,7 +39,7 @@ impl Chip {
         let Some(spec) = self.frame.spec().copied() else { return out.fill(0xFF) };
         let address = self.frame.frame_address();
         match spec.op {
-            Op::Read => self.read_array(address, first, out),
+            Op::Read => self.read_array(&spec, address, first, out),
             Op::ReadRegister(Reg::NvcrLow) => {
                 let register = if first.is_multiple_of(2) { Reg::NvcrLow } else { Reg::NvcrHigh };
                 out.fill(self.register(register));
@@ -79,7 +81,7 @@ impl Chip {
             }
             Op::ReadSecurity => self.read_security(address.unwrap_or(0), first, out),
             Op::ReadBlockLock => {
-                let lock = self.lock_of(self.array_address(address));
+                let lock = self.lock_of(self.array_address(&spec, address));
                 out.fill(u8::from(lock.and_then(|lock| self.locks.get(lock)).copied().unwrap_or(false)));
             }
             Op::ReadBlockProtection => {
@@ -102,26 +104,26 @@ impl Chip {
     }
 
     /// The place in the array of a frame's address: with the extended address register, wrapped at the array's end.
-    pub(super) fn array_address(&self, address: Option<u32>) -> u64 {
+    pub(super) fn array_address(&self, spec: &CommandSpec, address: Option<u32>) -> u64 {
         let address = u64::from(address.unwrap_or(0));
-        let spec_bytes = self.frame.spec().map(|spec| spec.address);
-        let three =
-            !self.modes.four_byte && matches!(spec_bytes, Some(crate::command::AddressPhase::ByMode(_)));
+        let three = !self.modes.four_byte && matches!(spec.address, AddressPhase::ByMode(_));
         let extended = match self.roles.get(Role::Ea0) {
-            Some(at) if three => u64::from(self.registers.value(at.register) >> at.bit) << 24,
+            Some(at) if three && !planted!(self, ExtendedAddressIgnored) => {
+                u64::from(self.registers.value(at.register) >> at.bit) << 24
+            }
             _ => 0,
         };
         (address | extended) % self.part.geometry.size_bytes.max(1)
     }
 
     /// The array, from the frame's address on: to the end and on from 0, or round within the burst.
-    fn read_array(&mut self, address: Option<u32>, first: u64, out: &mut [u8]) {
+    fn read_array(&mut self, spec: &CommandSpec, address: Option<u32>, first: u64, out: &mut [u8]) {
         if self.modes.otp {
             return self.read_security(address.unwrap_or(0), first, out);
         }
         let size = self.part.geometry.size_bytes.max(1);
-        let start = self.array_address(address);
-        let quad = self.frame.spec().is_some_and(|spec| spec.address.lines() == crate::command::Lines::Quad);
+        let start = self.array_address(spec, address);
+        let quad = spec.address.lines() == Lines::Quad;
         let window = match self.modes.burst_bytes {
             Some(bytes) if quad || self.modes.qpi => u64::from(bytes),
             _ => size,
@@ -138,6 +140,9 @@ impl Chip {
             }
             offset = 0;
             out = later;
+            if planted!(self, ReadStopsAtEnd) {
+                return out.fill(0xFF);
+            }
         }
     }
 
@@ -193,6 +198,7 @@ impl Chip {
             (Role::SusErase, state.erase_suspended()),
             (Role::SusProgram, state == State::ProgramSuspended),
             (Role::Ads, self.modes.four_byte),
+            (Role::FourByte, self.modes.four_byte),
             (Role::Aai, self.modes.aai_at.is_some()),
             (Role::Qpi, self.modes.qpi),
         ];

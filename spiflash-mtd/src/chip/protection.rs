@@ -1,5 +1,6 @@
 //! What may be changed: block-protection ranges, single locks, register protection.
 
+use super::planted::planted;
 use super::{Chip, Reason};
 use crate::op::Reg;
 use crate::protect::RangeBits;
@@ -15,7 +16,8 @@ impl Chip {
     pub fn range_bits(&self) -> RangeBits {
         let roles = [Role::Bp0, Role::Bp1, Role::Bp2, Role::Bp3, Role::Bp4];
         let bp = roles.iter().enumerate().fold(0, |bp, (bit, role)| bp | u8::from(self.role(*role)) << bit);
-        RangeBits { bp, tb: self.role(Role::Tb), sec: self.role(Role::Sec), cmp: self.role(Role::Cmp) }
+        let cmp = self.role(Role::Cmp) && !planted!(self, ComplementIgnored);
+        RangeBits { bp, tb: self.role(Role::Tb), sec: self.role(Role::Sec), cmp }
     }
 
     /// The range that the block-protection bits protect; empty for none, or when single locks are in force.
@@ -30,7 +32,9 @@ impl Chip {
 
     /// Whether single locks protect, and not a range.
     fn locks_in_force(&self) -> bool {
-        let Some(rules) = &self.part.locks else { return false };
+        let Some(rules) = self.part.locks.as_ref().filter(|_| !planted!(self, LocksIgnored)) else {
+            return false;
+        };
         rules.selected_by().is_none_or(|name| {
             crate::regs::find_bit(&self.part, name).is_some_and(|at| self.registers.bit(at))
         })
@@ -69,7 +73,8 @@ impl Chip {
         let guarded =
             registers.iter().any(|register| matches!(register, Reg::Sr1 | Reg::Sr2 | Reg::Sr3 | Reg::Config));
         let (srp0, srp1) = (self.role(Role::Srp0), self.role(Role::Srp1));
-        let by_pin = self.modes.wp_low && ((srp0 && !srp1) || self.role(Role::Bpl));
+        let by_pin =
+            self.modes.wp_low && !planted!(self, PinIgnored) && ((srp0 && !srp1) || self.role(Role::Bpl));
         let by_bits = self.modes.locked_until_power || (srp0 && srp1);
         if guarded && (by_pin || by_bits) { Err(Reason::RegistersProtected) } else { Ok(()) }
     }
