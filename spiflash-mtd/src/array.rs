@@ -224,7 +224,7 @@ impl Array {
         for page in 0..(self.unit_bytes / page_bytes) as u32 {
             let address = u64::from(unit) * self.unit_bytes as u64 + u64::from(page) * page_bytes as u64;
             self.change(address, page_bytes, |data, meta| {
-                meta.marginal = change(page, data);
+                meta.marginal = meta.marginal.merged_with(change(page, data));
                 meta.written_at_ns = now_ns;
                 meta.epoch += 1;
                 meta.programs = 0;

@@ -281,8 +281,8 @@ impl Chip {
             self.protection_error(Role::EraseError);
             return Err(Reason::Protected);
         }
-        let time_ns = self.operation_time(self.part.timing.chip_erase);
         let count = self.array.unit_count();
+        let time_ns = self.erase_time(0, count, self.part.timing.chip_erase);
         self.begin(Event::ChipErase, JobKind::Erase { first: 0, count }, time_ns)
     }
 

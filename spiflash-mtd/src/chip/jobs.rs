@@ -114,18 +114,16 @@ impl Chip {
         self.reliability.program_time_ns(place, cycles, span.typical_ns, span.max_ns, draw)
     }
 
-    /// The time of an erase: that of the slowest of its units.
+    /// The time of an erase: drawn once, with the most cycles of its units; that of a blank block if all are blank.
     pub(super) fn erase_time(&mut self, first: u32, count: u32, span: Span) -> u64 {
         if self.reliability.is_perfect() {
             return span.typical_ns;
         }
         let draw = self.next_draw();
-        let time_of = |unit: u32| {
-            let content = self.array.unit(unit);
-            let (cycles, blank) = content.map_or((0, true), |unit| (unit.cycles, unit.is_blank()));
-            self.reliability.erase_time_ns(unit, cycles, span.typical_ns, span.max_ns, blank, draw)
-        };
-        (first..first.saturating_add(count)).map(time_of).max().unwrap_or(span.typical_ns)
+        let units = (first..first.saturating_add(count)).filter_map(|unit| self.array.unit(unit));
+        let (cycles, blank) =
+            units.fold((0, true), |(most, blank), unit| (most.max(unit.cycles), blank && unit.is_blank()));
+        self.reliability.erase_time_ns(first, cycles, span.typical_ns, span.max_ns, blank, draw)
     }
 
     /// The registers that a command writes, as many as it had data for.

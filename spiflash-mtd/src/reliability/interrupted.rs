@@ -137,7 +137,8 @@ impl Reliability {
     }
 
     /// What is in a page, given from its first byte, after `fraction` of its block's erase. Call it for each page of the block
-    /// with the same draw. Three half states:
+    /// with the same draw. 0 and below has done nothing, and what the page had stays; 1 and above has done all. Between, three half
+    /// states:
     ///
     /// - before `erase_preprogram_share`: more and more bits are 0, those that were stay so;
     /// - then, before 1 - `erase_recovery_share`: every cell came from 0, and more and more are 1;
@@ -183,7 +184,7 @@ impl Reliability {
         wrong: &mut Vec<u64>,
     ) {
         let bytes = |start: u64, end: u64| {
-            (0..data.len() as u64).filter(move |at| (start..end).contains(&(at + offset as u64)))
+            (0..data.len() as u64).filter(move |at| (start..end).contains(&at.saturating_add(offset as u64)))
         };
         let (draw, range) = match marginal {
             Marginal::None => return,
@@ -193,7 +194,7 @@ impl Reliability {
         for at in range {
             let Some(byte) = data.get(at as usize) else { continue };
             for bit in 0..8 {
-                let cell = (at + offset as u64) * 8 + bit;
+                let cell = at.saturating_add(offset as u64).saturating_mul(8).saturating_add(bit);
                 let holds_one = byte >> bit & 1 == 1;
                 let share = self.share_of_wrong_reads(place, marginal, cell, holds_one);
                 let parts = [u64::from(place.page), draw, cell, read_index];

@@ -14,6 +14,8 @@ const MAX_COUNT: u64 = 1 << 53;
 /// One line: reads under the same conditions, and the errors found.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Measurement {
+    /// Which table it is of. [`read_csv`] says 0: who reads several numbers them.
+    pub source: u32,
     /// The block; `None` for a sum over several.
     pub block: Option<u32>,
     /// The page in its block; `None` for a sum over several.
@@ -140,6 +142,7 @@ impl Row<'_> {
         let small =
             |column| Ok::<_, ReliabilityError>(self.count(column, u32::MAX.into())?.map(|n| n as u32));
         Ok(Measurement {
+            source: 0,
             block: small("block")?,
             page: small("page")?,
             cycles: self.number("pe", 0.0, 1e9)?.unwrap_or(0.0),

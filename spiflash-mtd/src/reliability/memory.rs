@@ -42,7 +42,7 @@ impl Reliability {
         for same in failed.chunk_by(|a, b| a.0 == b.0) {
             // Of the bits that the worst cell would fail on, each fails by its own rate.
             let (bit, luck) = same[0];
-            let cell = offset as u64 * 8 + bit;
+            let cell = (offset as u64).saturating_mul(8).saturating_add(bit);
             let own = normal(hash(self.seed, Use::WriteErrorCell, [page, cell]));
             if luck * most >= rate_of(own).min(0.5) {
                 continue;

@@ -287,7 +287,8 @@ impl Reliability {
         };
         let reach = luck * level_of(most, params.dispersion) * (1.0 + params.read_noise);
         let bits = u64::from(self.layout.page_bytes) * 8;
-        let (first, end) = (offset as u64 * 8, (offset + data.len()) as u64 * 8);
+        let first = (offset as u64).saturating_mul(8);
+        let end = first.saturating_add(data.len() as u64 * 8);
         let key = hash(self.seed, Use::WeakCells, of_page);
         for (level, bit) in
             WeakestFirst::new(key, bits).take_while(|(level, _)| *level < reach.min(MAX_LEVEL))

@@ -13,6 +13,8 @@ impl Reliability {
     /// How long an erase takes. The times of blocks and erases are lognormal with the median `typical_ns` times the wear's
     /// factor, and the 99.9 % quantile `max_ns`, beyond which they are cut off. Past its endurance a block is held by no
     /// maximum. A blank block is found to be so, and is faster by `blank_erase_factor`. `draw` tells erases apart.
+    /// An erase of several units (32K, 64K, the chip) has times of its own: ask once, with its first unit, the cycles of its most
+    /// worn, and blank if all are. The slowest of many draws would nearly always be the maximum.
     pub fn erase_time_ns(
         &self,
         block: u32,

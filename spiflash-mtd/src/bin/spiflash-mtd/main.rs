@@ -2,7 +2,9 @@
 
 mod background;
 mod chips;
+mod fit;
 mod image;
+mod rber;
 mod run;
 
 use clap::{Parser, Subcommand};
@@ -27,6 +29,12 @@ enum Command {
         after_help = "Examples:\n  spiflash-mtd run\n  spiflash-mtd run --part MX25L25645G --image bios.flash --serprog 127.0.0.1:4001\n  spiflash-mtd run --part W25Q128JV --mtd /run/mtd --errors part --time real --trace wires.vcd\n  spiflash-mtd run --part W25Q128JV --part FM25V20A --spidev 0"
     )]
     Run(Box<run::Run>),
+    /// Print the bit errors of a simulated chip, as a test board measures them (CSV)
+    #[command(after_help = "Example:\n  spiflash-mtd rber pages --errors slc-nand --pe 3000 --csv > T1.csv")]
+    Rber(rber::RberArgs),
+    /// Find the error parameters of a measurement
+    #[command(after_help = "Example:\n  spiflash-mtd fit measured.csv > mychip.toml")]
+    Fit(fit::FitArgs),
     /// Look into an image file, or take a raw image out of it or make it from one
     #[command(subcommand)]
     Image(image::ImageCommand),
@@ -45,6 +53,8 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let result = match cli.command {
         Command::Run(args) => args.run(),
+        Command::Rber(args) => args.run(),
+        Command::Fit(args) => args.run(),
         Command::Image(command) => command.run(),
         Command::States => {
             print!("{}", spiflash_mtd::states::diagram());

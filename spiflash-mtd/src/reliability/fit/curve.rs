@@ -25,6 +25,16 @@ pub(super) struct Row {
     pub zero_to_one: Option<f64>,
     /// The factor of its place.
     pub place: f64,
+    /// Variance of what is not known of that factor.
+    pub place_variance: f64,
+}
+
+impl Row {
+    /// Variance of the errors beyond Poisson, over their mean squared: the luck of its programs and what is not known of its
+    /// place.
+    pub(super) fn excess(&self, dispersion: f64) -> f64 {
+        (1.0 + self.place_variance) * (1.0 + dispersion / self.programs) - 1.0
+    }
 }
 
 /// How a number moves.
@@ -124,8 +134,9 @@ pub(super) fn expected(params: &ReliabilityParams, row: &Row) -> [f64; 2] {
 fn ln_likelihood_of(row: &Row, mu: [f64; 2], dispersion: f64) -> f64 {
     let mean = (mu[0] + mu[1]).max(1e-12);
     let k = row.errors;
-    let of_count = if dispersion > 0.0 {
-        let size = row.programs / dispersion;
+    let excess = row.excess(dispersion);
+    let of_count = if excess > 0.0 {
+        let size = 1.0 / excess;
         ln_gamma(k + size) - ln_gamma(size) - (k + size) * (mean / size).ln_1p() + k * (mean / size).ln()
     } else {
         k * mean.ln() - mean
@@ -259,20 +270,26 @@ pub(super) fn good_start(rows: &[Row], params: &ReliabilityParams, free: &[bool;
     best
 }
 
-/// Slopes of the log of the expected errors, and of the log of the odds of their direction.
-fn slopes(row: &Row, params: &ReliabilityParams, at: &Vector, free: &[bool; N]) -> ([f64; N], [f64; N]) {
+const STEP: f64 = 1e-4;
+/// Steps of one climb: places and dispersion change in between.
+const STEPS: usize = 12;
+/// A sum of logarithms is not told apart closer than this share of it.
+pub(super) const RESOLUTION: f64 = 1e-11;
+
+/// The parameters with each free number a step up, and a step down.
+type Neighbours = Vec<(usize, ReliabilityParams, ReliabilityParams)>;
+
+/// Slopes of the log of a row's expected errors, and of the log of the odds of their direction.
+fn slopes(row: &Row, neighbours: &Neighbours) -> ([f64; N], [f64; N]) {
     let (mut of_mean, mut of_odds) = ([0.0; N], [0.0; N]);
-    for i in (0..N).filter(|i| free[*i]) {
-        let moved = |by: f64| {
-            let mut there = *at;
-            there[i] += by;
-            let mu = expected(&put(params, &there, free), row);
+    for (i, above, below) in neighbours {
+        let there = |params: &ReliabilityParams| {
+            let mu = expected(params, row);
             ((mu[0] + mu[1]).max(1e-12).ln(), mu[0].max(1e-12).ln() - mu[1].max(1e-12).ln())
         };
-        const STEP: f64 = 1e-4;
-        let (above, below) = (moved(STEP), moved(-STEP));
-        of_mean[i] = (above.0 - below.0) / (2.0 * STEP);
-        of_odds[i] = (above.1 - below.1) / (2.0 * STEP);
+        let (above, below) = (there(above), there(below));
+        of_mean[*i] = (above.0 - below.0) / (2.0 * STEP);
+        of_odds[*i] = (above.1 - below.1) / (2.0 * STEP);
     }
     (of_mean, of_odds)
 }
@@ -287,11 +304,18 @@ fn score(
 ) -> (Vector, [Vector; N]) {
     let (mut gradient, mut information) = ([0.0; N], [[0.0; N]; N]);
     let here = put(params, at, free);
+    let moved = |i: usize, by: f64| {
+        let mut there = *at;
+        there[i] += by;
+        put(params, &there, free)
+    };
+    let neighbours: Neighbours =
+        (0..N).filter(|i| free[*i]).map(|i| (i, moved(i, STEP), moved(i, -STEP))).collect();
     for row in rows {
         let mu = expected(&here, row);
         let mean = (mu[0] + mu[1]).max(1e-12);
-        let (of_mean, of_odds) = slopes(row, params, at, free);
-        let inflation = 1.0 + dispersion / row.programs * mean;
+        let (of_mean, of_odds) = slopes(row, &neighbours);
+        let inflation = 1.0 + row.excess(dispersion) * mean;
         let share = mu[0] / mean;
         let directed = row.zero_to_one.filter(|_| mu[0] > 0.0 && mu[1] > 0.0);
         for i in (0..N).filter(|i| free[*i]) {
@@ -348,7 +372,7 @@ pub(super) fn climb(
     let mut at = vector(params);
     let mut likelihood = ln_likelihood(rows, &put(params, &at, free), dispersion);
     let mut damping = 1e-3;
-    'steps: for _ in 0..60 {
+    'steps: for _ in 0..STEPS {
         let (gradient, information) = score(rows, params, &at, free, dispersion);
         loop {
             let mut damped = information;
@@ -362,7 +386,7 @@ pub(super) fn climb(
                 let gain = found - likelihood;
                 (at, likelihood) = (vector(&moved), found);
                 damping = (damping / 5.0).max(1e-9);
-                if gain < 1e-4 {
+                if gain < 1e-4 + RESOLUTION * found.abs() {
                     break 'steps;
                 }
                 break;
@@ -396,18 +420,22 @@ pub(super) fn standard_errors(
     })
 }
 
-/// The likeliest dispersion for these rates: golden section over its logarithm, or none.
-pub(super) fn likeliest_dispersion(rows: &[Row], params: &ReliabilityParams) -> f64 {
+/// The likeliest dispersion for these rates, by golden section over its logarithm, and the standard error of the logarithm.
+pub(super) fn likeliest_dispersion(rows: &[Row], params: &ReliabilityParams) -> (f64, f64) {
     let expected: Vec<[f64; 2]> = rows.iter().map(|row| expected(params, row)).collect();
-    let likelihood = |dispersion: f64| -> f64 {
-        rows.iter().zip(&expected).map(|(row, mu)| ln_likelihood_of(row, *mu, dispersion)).sum()
+    let likelihood = |ln_dispersion: f64| -> f64 {
+        let of = |(row, mu): (&Row, &[f64; 2])| ln_likelihood_of(row, *mu, ln_dispersion.exp());
+        rows.iter().zip(&expected).map(of).sum()
     };
     let golden = (5f64.sqrt() - 1.0) / 2.0;
     let (mut low, mut high) = (1e-5f64.ln(), 10f64.ln());
     while high - low > 1e-3 {
         let (a, b) = (high - golden * (high - low), low + golden * (high - low));
-        if likelihood(a.exp()) > likelihood(b.exp()) { high = b } else { low = a }
+        if likelihood(a) > likelihood(b) { high = b } else { low = a }
     }
-    let found = (0.5 * (low + high)).exp();
-    if found < 2e-5 { 0.0 } else { found }
+    let found = 0.5 * (low + high);
+    const STEP: f64 = 0.1;
+    let curvature =
+        (2.0 * likelihood(found) - likelihood(found + STEP) - likelihood(found - STEP)) / (STEP * STEP);
+    (found.exp(), if curvature > 0.0 { curvature.sqrt().recip() } else { f64::INFINITY })
 }

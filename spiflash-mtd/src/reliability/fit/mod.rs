@@ -1,6 +1,6 @@
 //! Finding the parameters of a measured chip.
 //!
-//! Maximum likelihood, in turns until it stays: the curve over conditions ([`curve`]), the factors of blocks and pages, and the
+//! Maximum likelihood, in turns until it stays: the curve over conditions (`curve`), the factors of blocks and pages, and the
 //! dispersion. The invariant: what the measurements cannot tell is held at its starting value and listed with the reason, and a
 //! rate is not stated at a reference far beyond what was measured unless that is asked for.
 
@@ -11,12 +11,18 @@ use curve::{N, NUMBERS, OF_TERM, Row, TERMS};
 use std::collections::HashMap;
 use std::fmt::Write;
 
+/// Turns at most.
+const ROUNDS: usize = 20;
 /// A reference may be as many times the greatest value measured.
 const REACH: f64 = 10.0;
 /// A term of which fewer errors are expected cannot be told from none.
 const FEW_ERRORS: f64 = 3.0;
 /// Rows of a page that it takes to tell the page from its luck.
 const ROWS_PER_PAGE: f64 = 3.0;
+/// Or so many programs a row: then its luck is averaged out.
+const PROGRAMS_PER_ROW: f64 = 20.0;
+/// A standard error of the dispersion's logarithm above this means that it is not told.
+const VAGUE_DISPERSION: f64 = 0.5;
 
 /// How to fit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -86,10 +92,15 @@ pub fn fit(
     if !options.allow_extrapolation {
         refuse_extrapolation(&told.reach, start)?;
     }
-    let mut places = Places::new(measured, start);
+    let mut places = Places::new(measured, &mut rows, start);
     let mut params = curve::good_start(&rows, start, &free(&told.why_not));
     loop {
         settle(&mut rows, &mut params, &mut places, &free(&told.why_not));
+        if places.tell_dispersion() && curve::likeliest_dispersion(&rows, &params).1 > VAGUE_DISPERSION {
+            places.vague_dispersion = true;
+            params.dispersion = start.dispersion;
+            continue;
+        }
         let Some(i) = not_told(&rows, &mut params, start, &mut told.why_not) else { break };
         // Held: its start's value, and all anew.
         (NUMBERS[i].put)(
@@ -107,7 +118,7 @@ pub fn fit(
         .collect();
     let mut held: Vec<Held> =
         (0..N).filter_map(|i| Some(Held { name: NUMBERS[i].name, why: told.why_not[i].clone()? })).collect();
-    places.report(&mut params, &mut fitted, &mut held);
+    places.report(&rows, &mut params, &mut fitted, &mut held);
     params.check("the fitted parameters")?;
     Ok(Fit { params, fitted, held, rows: rows.len(), bit_errors, ln_likelihood, ..residuals })
 }
@@ -116,7 +127,7 @@ fn free(why_not: &[Option<String>; N]) -> [bool; N] {
     std::array::from_fn(|i| why_not[i].is_none())
 }
 
-const ABSENT: &str = "not in the measurements, which would show it: 0";
+const ABSENT: &str = "set to 0: the measurements do not have it, and would show what the start says";
 
 fn told_absent(why: &Option<String>) -> bool {
     why.as_deref() == Some(ABSENT)
@@ -172,46 +183,49 @@ fn formula_row(row: &Measurement, start: &ReliabilityParams) -> Row {
         errors: row.bit_errors as f64,
         zero_to_one: row.zero_to_one.map(|count| count as f64),
         place: 1.0,
+        place_variance: 0.0,
     }
 }
 
 /// Curve, places and dispersion in turns, until the likelihood stays.
 fn settle(rows: &mut [Row], params: &mut ReliabilityParams, places: &mut Places, free: &[bool; N]) {
     let mut likelihood = f64::NEG_INFINITY;
-    params.dispersion = 0.0;
-    for round in 0..30 {
+    for round in 0..ROUNDS {
         *params = curve::climb(rows, params, free, params.dispersion);
         places.fit(rows, params);
-        params.dispersion = curve::likeliest_dispersion(rows, params);
+        if places.tell_dispersion() {
+            params.dispersion = curve::likeliest_dispersion(rows, params).0;
+        }
         let now = curve::ln_likelihood(rows, params, params.dispersion);
         let gain = now - std::mem::replace(&mut likelihood, now);
-        if round > 2 && gain.abs() < 0.02 {
+        if round > 2 && gain.abs() < 0.02 + curve::RESOLUTION * now.abs() {
             break;
         }
     }
 }
 
-/// The next number that the rows turn out not to tell; it and, for a rate, the rest of its term are marked.
+/// The next number that the rows turn out not to tell, if there is one: it is marked. A rate of no errors takes the rest of its
+/// term along; it is 0 where the start's would have shown, and else the start's.
 fn not_told(
     rows: &[Row],
     params: &mut ReliabilityParams,
     start: &ReliabilityParams,
     why_not: &mut [Option<String>; N],
 ) -> Option<usize> {
-    let by_term = curve::errors_by_term(rows, params);
-    let by_start = curve::errors_by_term(rows, start);
-    for term in 0..TERMS {
-        if why_not[term].is_none() && by_term[term] < FEW_ERRORS {
-            let absent = by_start[term] > 10.0 * FEW_ERRORS;
-            let why = format!("{:.1} of the errors are from it, {FEW_ERRORS} needed", by_term[term]);
-            why_not[term] = Some(if absent { ABSENT.into() } else { why });
-            for i in OF_TERM[term] {
-                let reason = format!("no errors from {}", NUMBERS[term].name);
-                (NUMBERS[*i].put)(params, (NUMBERS[*i].get)(start));
-                why_not[*i].get_or_insert(reason);
-            }
-            return Some(term);
+    let found = curve::errors_by_term(rows, params);
+    let of_start = curve::errors_by_term(rows, start);
+    let would_show = |term: usize| of_start[term] > 3.0 * found[term] + 10.0 * FEW_ERRORS;
+    let hold_term = |params: &mut ReliabilityParams, why_not: &mut [Option<String>; N], term: usize| {
+        for i in OF_TERM[term] {
+            (NUMBERS[*i].put)(params, (NUMBERS[*i].get)(start));
+            why_not[*i].get_or_insert_with(|| format!("no errors from {}", NUMBERS[term].name));
         }
+    };
+    if let Some(term) = (0..TERMS).find(|term| why_not[*term].is_none() && found[*term] < FEW_ERRORS) {
+        let why = format!("{:.1} of the errors are from it, {FEW_ERRORS} needed", found[term]);
+        why_not[term] = Some(if would_show(term) { ABSENT.into() } else { why });
+        hold_term(params, why_not, term);
+        return Some(term);
     }
     let errors = curve::standard_errors(rows, params, &free(why_not), params.dispersion);
     let vagueness = |i: &usize| errors[*i] / NUMBERS[*i].vague;
@@ -222,6 +236,10 @@ fn not_told(
     }
     let size = if errors[worst] < 10.0 { format!("{:.2}", errors[worst]) } else { "above 10".into() };
     why_not[worst] = Some(format!("its standard error would be {size}, more than {}", NUMBERS[worst].vague));
+    if worst < TERMS && would_show(worst) {
+        why_not[worst] = Some(ABSENT.into());
+        hold_term(params, why_not, worst);
+    }
     Some(worst)
 }
 
@@ -230,7 +248,7 @@ fn residuals(rows: &[Row], params: &ReliabilityParams) -> Fit {
     for (number, row) in rows.iter().enumerate() {
         let mean: f64 = curve::expected(params, row).iter().sum();
         log += ((row.errors + 0.5) / (mean + 0.5)).ln().powi(2);
-        let variance = (mean + params.dispersion / row.programs * mean * mean).max(1e-12);
+        let variance = (mean + row.excess(params.dispersion) * mean * mean).max(1e-12);
         let residual = (row.errors - mean) / variance.sqrt();
         pearson += residual * residual;
         if residual.abs() > worst.1.abs() {
@@ -259,6 +277,8 @@ struct Groups {
     factors: Vec<f64>,
     /// Variance of the factor.
     variance: f64,
+    /// Whether the mean factor is 1: not if other groups are what the rates are of.
+    of_mean_one: bool,
 }
 
 impl Groups {
@@ -270,7 +290,7 @@ impl Groups {
                 key.map(|key| *known.entry(key).or_insert(next))
             })
             .collect();
-        Groups { of_row, factors: vec![1.0; known.len()], variance: 0.0 }
+        Groups { of_row, factors: vec![1.0; known.len()], variance: 0.0, of_mean_one: true }
     }
 
     fn rows_each(&self) -> f64 {
@@ -293,7 +313,7 @@ impl Groups {
             let Some(group) = *group else { continue };
             row.place /= self.factors[group];
             let mean: f64 = curve::expected(params, row).iter().sum();
-            let excess = params.dispersion / row.programs * mean;
+            let excess = row.excess(params.dispersion) * mean;
             let seen = &mut seen[group];
             seen.errors += row.errors;
             seen.mean += mean;
@@ -309,7 +329,7 @@ impl Groups {
         for (factor, s) in self.factors.iter_mut().zip(&seen) {
             *factor = (1.0 / self.variance + s.weighted_errors) / (1.0 / self.variance + s.weighted_mean);
         }
-        let mean = self.factors.iter().sum::<f64>() / n;
+        let mean = if self.of_mean_one { self.factors.iter().sum::<f64>() / n } else { 1.0 };
         self.factors.iter_mut().for_each(|factor| *factor /= mean);
         for (row, group) in rows.iter_mut().zip(&self.of_row) {
             row.place *= group.map_or(1.0, |group| self.factors[group]);
@@ -322,64 +342,96 @@ impl Groups {
     }
 }
 
+/// What is told of places. Rows without a block are sums over several, whose mean may be off that of all: each table of them has
+/// a factor of its own.
 struct Places {
+    tables: Groups,
     blocks: Groups,
     pages: Groups,
-    start: [f64; 2],
+    programs_per_row: f64,
+    vague_dispersion: bool,
 }
 
 impl Places {
-    fn new(measured: &[Measurement], start: &ReliabilityParams) -> Places {
-        Places {
+    fn new(measured: &[Measurement], rows: &mut [Row], start: &ReliabilityParams) -> Places {
+        let mut places = Places {
+            tables: Groups::new(measured.iter().map(|row| row.block.is_none().then_some(row.source))),
             blocks: Groups::new(measured.iter().map(|row| row.block)),
             pages: Groups::new(measured.iter().map(|row| Some((row.block?, row.page?)))),
-            start: [start.block_sigma, start.page_sigma],
+            programs_per_row: 0.0,
+            vague_dispersion: false,
+        };
+        places.tables.of_mean_one = places.blocks.factors.is_empty();
+        let of_pages = || rows.iter().zip(&places.pages.of_row).filter(|(_, page)| page.is_some());
+        let programs: f64 = of_pages().map(|(row, _)| row.programs).sum();
+        places.programs_per_row = programs / of_pages().count().max(1) as f64;
+        if !places.tell_pages() {
+            let variance = (start.page_sigma * start.page_sigma).exp_m1();
+            for (row, _) in rows.iter_mut().zip(&places.pages.of_row).filter(|(_, page)| page.is_some()) {
+                row.place_variance = variance;
+            }
         }
+        places
     }
 
-    fn tells_blocks(&self) -> bool {
+    fn tell_blocks(&self) -> bool {
         self.blocks.factors.len() >= 3
     }
 
-    fn tells_pages(&self) -> bool {
-        self.pages.factors.len() >= 3 && self.pages.rows_each() >= ROWS_PER_PAGE
+    fn tell_pages(&self) -> bool {
+        let enough = self.pages.rows_each() >= ROWS_PER_PAGE || self.programs_per_row >= PROGRAMS_PER_ROW;
+        self.pages.factors.len() >= 3 && enough
+    }
+
+    /// One row a page cannot tell the page's nature and its luck apart: it tells one of them.
+    fn tell_dispersion(&self) -> bool {
+        !self.vague_dispersion && (!self.tell_pages() || self.pages.rows_each() >= ROWS_PER_PAGE)
     }
 
     fn fit(&mut self, rows: &mut [Row], params: &ReliabilityParams) {
-        if self.tells_blocks() {
+        if self.tables.factors.len() + usize::from(!self.tables.of_mean_one) >= 2 {
+            self.tables.fit(rows, params);
+        }
+        if self.tell_blocks() {
             self.blocks.fit(rows, params);
         }
-        if self.tells_pages() {
+        if self.tell_pages() {
             self.pages.fit(rows, params);
         }
     }
 
-    fn report(&self, params: &mut ReliabilityParams, fitted: &mut Vec<Fitted>, held: &mut Vec<Held>) {
-        if self.tells_blocks() {
+    fn report(
+        &self,
+        rows: &[Row],
+        params: &mut ReliabilityParams,
+        fitted: &mut Vec<Fitted>,
+        held: &mut Vec<Held>,
+    ) {
+        let mut hold = |name, why: String| held.push(Held { name, why });
+        if self.vague_dispersion {
+            let why = format!("the standard error of its logarithm would be more than {VAGUE_DISPERSION}");
+            hold("dispersion", why);
+        } else if self.tell_dispersion() {
+            let (_, error) = curve::likeliest_dispersion(rows, params);
+            fitted.push(Fitted { name: "dispersion", standard_error: Some(error * params.dispersion) });
+        } else {
+            let rows = self.pages.rows_each();
+            hold("dispersion", format!("rows of a page: {rows:.1} measured, {ROWS_PER_PAGE} needed"));
+        }
+        if self.tell_blocks() {
             params.block_sigma = self.blocks.sigma();
             fitted.push(Fitted { name: "block_sigma", standard_error: None });
         } else {
-            params.block_sigma = self.start[0];
-            let why = format!("blocks: {} measured, 3 needed", self.blocks.factors.len());
-            held.push(Held { name: "block_sigma", why });
+            hold("block_sigma", format!("blocks: {} measured, 3 needed", self.blocks.factors.len()));
         }
-        if self.tells_pages() {
+        if self.tell_pages() {
             params.page_sigma = self.pages.sigma();
             fitted.push(Fitted { name: "page_sigma", standard_error: None });
         } else {
-            params.page_sigma = self.start[1];
-            let why =
-                format!("rows of a page: {:.1} measured, {ROWS_PER_PAGE} needed", self.pages.rows_each());
-            held.push(Held { name: "page_sigma", why });
-            // What was found holds both, if rows are single pages.
-            if self.pages.factors.len() >= 3 {
-                let pages = (self.start[1] * self.start[1]).exp();
-                params.dispersion = ((1.0 + params.dispersion) / pages - 1.0).max(0.0);
-            }
+            let rows = self.pages.rows_each();
+            hold("page_sigma", format!("rows of a page: {rows:.1} measured, {ROWS_PER_PAGE} needed"));
         }
-        fitted.push(Fitted { name: "dispersion", standard_error: None });
-        let why = "layers are not fitted".into();
-        held.push(Held { name: "layer_sigma", why });
+        hold("layer_sigma", "layers are not fitted".into());
     }
 }
 
