@@ -63,7 +63,9 @@ impl Model {
     /// A chip as delivered, with power.
     pub(crate) fn chip(&self, part: &Arc<Part>, number: u64) -> anyhow::Result<Chip> {
         let name = if self.errors == "part" { part.endurance.errors.as_str() } else { self.errors.as_str() };
-        let mut reliability = ReliabilityParams::load(name)?.with(&self.set)?;
+        let mut reliability = ReliabilityParams::load(name)
+            .and_then(|found| found.with(&self.set))
+            .map_err(crate::rber::asked)?;
         if self.errors == "part"
             && part.endurance.cycles > 0
             && !self.set.iter().any(|set| set.starts_with("endurance_cycles"))
