@@ -210,6 +210,18 @@ struct Frame {
     error: Option<FrameError>,
 }
 
+impl FrameState {
+    /// Whether a decoder can be in it: one that comes from a file may be anything.
+    pub(crate) fn is_sound(&self) -> bool {
+        let frame = &self.frame;
+        let counts = [frame.bytes, frame.data.end, frame.excess];
+        frame.data.start <= frame.data.end
+            && frame.skew_bits < 8
+            && frame.address_left <= 4
+            && counts.into_iter().all(|count| count <= u64::MAX / 2)
+    }
+}
+
 impl FrameDecoder {
     /// A decoder in standby.
     pub fn new(table: CommandTable) -> FrameDecoder {

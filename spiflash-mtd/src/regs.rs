@@ -24,6 +24,8 @@ macro_rules! roles {
 roles! {
     /// 1 while a program, erase or write is under way.
     Busy = "busy",
+    /// The same again (SST26).
+    BusyToo = "busy_too",
     /// Its inverse (Micron's flag status register).
     Ready = "ready",
     /// Write enable latch.
@@ -179,6 +181,11 @@ impl Registers {
     /// What a register reads as.
     pub fn value(&self, register: Reg) -> u8 {
         self.working[register as usize]
+    }
+
+    /// What of a register survives the power.
+    pub fn stored(&self, register: Reg) -> u8 {
+        self.stored[register as usize]
     }
 
     /// A bit.

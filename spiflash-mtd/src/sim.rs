@@ -35,7 +35,7 @@ pub trait Observer: Send {
     /// CS# of a chip rose.
     fn deselected(&mut self, _select: u8, _chip: &mut Chip, _report: Option<&FrameReport>) {}
 
-    /// Time passed or power changed with no frame: what was under way may have ended.
+    /// Time passed, power or a pin changed with no frame: what was under way may have ended.
     fn settled(&mut self, _select: u8, _chip: &mut Chip) {}
 
     /// The bus is put away: what is kept is to be made whole. Called once for each chip.
@@ -305,6 +305,7 @@ impl SpiBus for SimBus {
         if let Some(chip) = self.chip_mut(select) {
             chip.set_write_protect(low);
         }
+        self.synchronise();
         Ok(())
     }
 }

@@ -6,6 +6,8 @@
 
 mod bad_input;
 mod lifecycle;
+mod mtd;
+mod spidev;
 mod swap;
 mod timing;
 mod zns;

@@ -253,26 +253,17 @@ impl Chip {
 
     /// The range that an erase at an address erases; `None` where there is no such block.
     fn erase_range(&self, unit: EraseUnit, address: u64) -> Option<std::ops::Range<u64>> {
-        if let Some(bytes) = self.part.erase_bytes(unit) {
-            let bytes = if planted!(self, EraseTooLarge) { bytes.max(65536) } else { bytes };
-            let start = if planted!(self, EraseNotAligned) {
-                (address / 4096 * 4096).min(self.part.geometry.size_bytes.saturating_sub(bytes))
-            } else {
-                address / bytes * bytes
-            };
+        let range = self.part.erase_range(unit, address)?;
+        if planted!(self, EraseTooLarge) {
+            let start = range.start / 65536 * 65536;
+            return Some(start..start + 65536);
+        }
+        if planted!(self, EraseNotAligned) {
+            let bytes = range.end - range.start;
+            let start = (address / 4096 * 4096).min(self.part.geometry.size_bytes - bytes);
             return Some(start..start + bytes);
         }
-        let mut start = 0;
-        for [count, bytes] in &self.part.geometry.blocks {
-            let bytes = u64::from(*bytes);
-            let end = start + u64::from(*count) * bytes;
-            if address < end {
-                let block = start + (address - start) / bytes * bytes;
-                return Some(block..block + bytes);
-            }
-            start = end;
-        }
-        None
+        Some(range)
     }
 
     fn erase_chip(&mut self) -> Result<(), Reason> {

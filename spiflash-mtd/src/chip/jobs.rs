@@ -325,7 +325,8 @@ impl Chip {
                 let registers = self.registers_of(opcode, count);
                 let mut halfway = values;
                 for (at, (register, value)) in registers.iter().zip(&mut halfway).enumerate() {
-                    let old = self.registers.value(*register);
+                    // Not the working value: what 50h put there was never stored.
+                    let old = self.registers.stored(*register);
                     let luck = |bit: u64| crate::rng::mix(self.seed ^ draw << 8 ^ (at as u64) << 4 ^ bit);
                     let done = |bit: &u64| (luck(*bit) >> 11) as f64 / (1u64 << 53) as f64 <= fraction;
                     let mask = (0..8).filter(done).fold(0u8, |mask, bit| mask | 1 << bit);

@@ -249,6 +249,16 @@ impl Chip {
         self.cut_at_ns = at_ns;
     }
 
+    /// When power will go; `None`: it will not.
+    pub fn cut_at_ns(&self) -> Option<u64> {
+        self.cut_at_ns
+    }
+
+    /// Whether the WP# pin is low.
+    pub fn is_write_protect_low(&self) -> bool {
+        self.modes.wp_low
+    }
+
     /// The WP# pin.
     pub fn set_write_protect(&mut self, low: bool) {
         self.modes.wp_low = low;
@@ -300,6 +310,13 @@ impl Chip {
         let hz = u64::from(self.clock_hz);
         self.clock_rest = total % hz;
         self.advance_to(self.now_ns.saturating_add(total / hz));
+    }
+
+    /// Whether the power goes before the last of so many clocks has ended.
+    fn loses_power_within(&self, clocks: u64) -> bool {
+        let Some(cut) = self.cut_at_ns.filter(|_| self.clock_hz > 0) else { return false };
+        let time_ns = (clocks * NS_PER_S + self.clock_rest) / u64::from(self.clock_hz);
+        cut < self.now_ns.saturating_add(time_ns)
     }
 
     /// How many bytes can be clocked before the power goes.
@@ -469,6 +486,12 @@ impl Chip {
 
     /// One byte that is not data in bulk.
     fn byte(&mut self, lines: Lines, at: usize, wires: &mut Wires<'_>) {
+        let clocks = u64::from(lines.clocks_per_byte());
+        if self.loses_power_within(clocks) {
+            // It never was a whole byte: what is written at once (MRAM) is not written.
+            self.tick(clocks);
+            return wires.release(at, 1);
+        }
         let sent = wires.sent(at, 1).first().copied().unwrap_or(0);
         let event = self.frame.clock(sent, lines);
         match event {
@@ -484,7 +507,7 @@ impl Chip {
             }
             _ => wires.release(at, 1),
         }
-        self.tick(u64::from(lines.clocks_per_byte()));
+        self.tick(clocks);
     }
 
     /// CS# rises, `stray_clocks` after the last whole byte (0 on a bus of whole bytes): what was asked for takes effect.

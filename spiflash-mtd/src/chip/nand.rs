@@ -48,6 +48,13 @@ impl NandState {
     }
 }
 
+impl NandState {
+    /// Whether it can be the state of the chip that has `ours`.
+    pub(super) fn fits(&self, ours: &NandState) -> bool {
+        self.buffer.len() == ours.buffer.len() && self.bad == ours.bad
+    }
+}
+
 impl Chip {
     fn nand_pages_per_block(&self) -> u32 {
         self.part.nand.as_ref().map_or(1, |spec| spec.pages_per_block.max(1))
@@ -153,7 +160,7 @@ impl Chip {
             return (truth, 0);
         }
         let mut raw = truth.clone();
-        self.add_errors(start, &mut raw);
+        self.add_errors(start, &mut raw, true);
         if self.role(Role::EccEnable) { self.nand_correct(&truth, raw) } else { (raw, 0) }
     }
 

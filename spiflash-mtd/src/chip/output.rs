@@ -132,12 +132,14 @@ impl Chip {
         let mut offset = (start - base + first) % window;
         let mut out = out;
         self.stats.bytes_read += out.len() as u64;
+        let mut begins = first == 0;
         while !out.is_empty() {
             let (now, later) = out.split_at_mut(out.len().min((window - offset) as usize));
             self.array.read(base + offset, now);
             if !self.reliability.is_perfect() {
-                self.add_errors(base + offset, now);
+                self.add_errors(base + offset, now, begins || offset == 0);
             }
+            begins = false;
             offset = 0;
             out = later;
             if planted!(self, ReadStopsAtEnd) {
@@ -168,18 +170,22 @@ impl Chip {
         }
     }
 
-    /// Flips what reads wrong, page by page, and counts the reads.
-    pub(super) fn add_errors(&mut self, address: u64, data: &mut [u8]) {
-        let (mut address, mut rest) = (address, data);
+    /// Flips what reads wrong, page by page, and counts the reads: one where a page begins, and one at the begin of `data` if it
+    /// `begins` a read. What goes on with the page of the byte before it is of the same read, so that it is no matter in
+    /// which pieces the host takes a frame.
+    pub(super) fn add_errors(&mut self, address: u64, data: &mut [u8], begins: bool) {
+        let (mut address, mut rest, mut begins) = (address, data, begins);
         while !rest.is_empty() {
             let (place, offset) = self.page_place(address);
             let (now, later) = rest.split_at_mut(rest.len().min(self.array.page_bytes() - offset));
+            if std::mem::take(&mut begins) || offset == 0 {
+                self.next_draw();
+                self.array.count_reads(place.block, 1);
+            }
             let state = self.page_state(place);
-            let read_index = self.next_draw();
-            let errors = self.reliability.read(place, &state, offset, now, read_index);
+            let errors = self.reliability.read(place, &state, offset, now, self.draws);
             self.stats.zero_to_one += u64::from(errors.zero_to_one);
             self.stats.one_to_zero += u64::from(errors.one_to_zero);
-            self.array.count_reads(place.block, 1);
             address += now.len() as u64;
             rest = later;
         }
@@ -192,6 +198,7 @@ impl Chip {
         let busy = state.is_busy();
         let live = [
             (Role::Busy, busy),
+            (Role::BusyToo, busy),
             (Role::Ready, !busy),
             (Role::Wel, self.modes.wel),
             (Role::Sus, state.erase_suspended() || state.program_suspended()),

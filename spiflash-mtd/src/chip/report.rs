@@ -1,10 +1,10 @@
 //! What became of a frame, for logs and statistics.
 
 use crate::frame::{Command, FrameError};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// Why a chip ignored a frame. A real one gives no reason.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 pub enum Reason {
     /// The frame itself.
     #[error("{0}")]

@@ -2,7 +2,7 @@
 //!
 //! The invariant: a chip that is restored from its state, with the same array, does all that follows as the chip that gave it.
 
-use super::jobs::{Job, Suspended};
+use super::jobs::{Job, JobKind, Suspended};
 use super::nand::NandState;
 use super::{Chip, ChipError, Modes, Reason, SMALL_BYTES, Stats};
 use crate::array::{Array, Unit};
@@ -18,7 +18,7 @@ pub struct ChipState {
     pub part: String,
     seed: u64,
     frame: FrameState,
-    heard: bool,
+    heard: Result<(), Reason>,
     small: [u8; SMALL_BYTES],
     latch: Vec<u8>,
     carry: u8,
@@ -98,8 +98,13 @@ impl Chip {
         if lasting.seed != self.seed {
             return wrong(format!("its seed is {}, not {}", lasting.seed, self.seed));
         }
+        let same_nand = match (&lasting.nand, &self.nand) {
+            (Some(theirs), Some(ours)) => theirs.fits(ours),
+            (theirs, ours) => theirs.is_none() && ours.is_none(),
+        };
         if lasting.security.len() != self.security.unit_count() as usize
-            || lasting.nand.is_some() != self.nand.is_some()
+            || !lasting.security.iter().all(|unit| self.security.fits(unit))
+            || !same_nand
         {
             return wrong("it has other security registers, or is no NAND as this one is".into());
         }
@@ -120,7 +125,7 @@ impl Chip {
             part: self.part.name.clone(),
             seed: self.seed,
             frame: self.frame.state(),
-            heard: self.heard.is_ok(),
+            heard: self.heard,
             small: self.small,
             latch: self.latch.clone(),
             carry: self.carry,
@@ -156,13 +161,8 @@ impl Chip {
         if state.seed != self.seed {
             return wrong(&format!("its seed is {}, not {}", state.seed, self.seed));
         }
-        if state.latch.len() != self.latch.len()
-            || state.security.len() != self.security.unit_count() as usize
-        {
-            return wrong("its page buffer or its security registers have another size");
-        }
-        if state.nand.is_some() != self.nand.is_some() {
-            return wrong("one is a NAND and the other is not");
+        if let Some(what) = self.misfit(&state) {
+            return wrong(what);
         }
         for (unit, content) in state.security.into_iter().enumerate() {
             self.security.restore_unit(unit as u32, content);
@@ -176,7 +176,61 @@ impl Chip {
         (self.clock_hz, self.clock_rest, self.polls) = (state.clock_hz, state.clock_rest, state.polls);
         (self.poll_skip, self.cut_at_ns) = (state.poll_skip, state.cut_at_ns);
         (self.draws, self.stats) = (state.draws, state.stats);
-        self.heard = if state.heard { Ok(()) } else { Err(self.hears().err().unwrap_or(Reason::Busy)) };
+        self.heard = state.heard;
         Ok(())
+    }
+
+    /// What of a state, which may come from a file that anyone wrote, this chip could not go on with.
+    fn misfit(&self, state: &ChipState) -> Option<&'static str> {
+        if state.latch.len() != self.latch.len()
+            || state.security.len() != self.security.unit_count() as usize
+            || !state.security.iter().all(|unit| self.security.fits(unit))
+        {
+            return Some("its page buffer or its security registers have another size");
+        }
+        let size_bytes = self.part.geometry.size_bytes;
+        let locks = self.part.locks.as_ref().map_or(0, |rules| rules.units(size_bytes).len());
+        // Before its first power-up a chip has none.
+        if !state.locks.is_empty() && state.locks.len() != locks {
+            return Some("it has another number of locks");
+        }
+        match (&state.nand, &self.nand) {
+            (None, None) => {}
+            (Some(theirs), Some(ours)) if theirs.fits(ours) => {}
+            (Some(_), Some(_)) => return Some("its buffer or its bad blocks are others"),
+            _ => return Some("one is a NAND and the other is not"),
+        }
+        if !state.frame.is_sound() || state.modes.burst_bytes.is_some_and(|bytes| !(8..=64).contains(&bytes))
+        {
+            return Some("its frame or its modes are none that a chip can be in");
+        }
+        let jobs = state.job.iter().chain(state.suspended.iter().map(|suspended| &suspended.job));
+        if jobs.into_iter().any(|job| !self.has_place_for(job.kind)) {
+            return Some("what is under way is outside its memory");
+        }
+        if state.suspended.as_ref().is_some_and(|suspended| suspended.latch.len() != self.latch.len()) {
+            return Some("the page buffer of what is suspended has another size");
+        }
+        let counters = [state.draws, u64::from(state.polls) << 31, state.clock_rest << 31];
+        if counters.into_iter().any(|count| count > u64::MAX / 2) {
+            return Some("one of its counters is at its end");
+        }
+        None
+    }
+
+    fn has_place_for(&self, kind: JobKind) -> bool {
+        let pages = self.array.len() / self.array.page_bytes() as u64;
+        match kind {
+            JobKind::WriteRegisters { .. } => true,
+            JobKind::Program { base, bytes, security } => {
+                let size = if security { self.security.len() } else { self.array.len() };
+                base.checked_add(u64::from(bytes)).is_some_and(|end| end <= size)
+            }
+            JobKind::Erase { first, count } => {
+                first.checked_add(count).is_some_and(|end| end <= self.array.unit_count())
+            }
+            JobKind::EraseSecurity { register } => register < self.security.unit_count(),
+            JobKind::NandRead { page } | JobKind::NandProgram { page } => u64::from(page) < pages,
+        }
     }
 }

@@ -4,6 +4,7 @@
 //! so that several fronts can share one bus, and none ever sees a chip that another has selected.
 
 pub mod cuse;
+pub mod mtd;
 pub mod serprog;
 
 use crate::bus::SpiBus;

@@ -12,10 +12,11 @@ pub use check::PartError;
 pub use library::{all, find, text};
 
 use crate::command::{AddressMode, CommandSpec, CommandTable};
-use crate::op::{EraseUnit, Reg};
+use crate::op::{EraseUnit, Op, Reg};
 use crate::protect::{LockRules, RangeRules};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 /// What kind of memory it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -369,6 +370,37 @@ impl Part {
             }
         };
         Some(kib * 1024)
+    }
+
+    /// The range that an erase at an address erases. `None`: beyond the array, or (S25FL256S: 20h) where the blocks are
+    /// larger than it; with an erase that follows the map (SST26) the others work anywhere.
+    pub fn erase_range(&self, unit: EraseUnit, address: u64) -> Option<Range<u64>> {
+        if address >= self.geometry.size_bytes {
+            return None;
+        }
+        let block = self.block_at(address);
+        let Some(bytes) = self.erase_bytes(unit) else { return block };
+        let mapped = self.commands.iter().any(|command| command.op == Op::Erase(EraseUnit::Mapped));
+        if !mapped && block.is_some_and(|block| block.end - block.start > bytes) {
+            return None;
+        }
+        let start = address / bytes * bytes;
+        Some(start..start.saturating_add(bytes).min(self.geometry.size_bytes))
+    }
+
+    /// The block of the map at an address; `None` where there is no map.
+    fn block_at(&self, address: u64) -> Option<Range<u64>> {
+        let mut start = 0;
+        for [count, bytes] in &self.geometry.blocks {
+            let bytes = u64::from(*bytes);
+            let end = start + u64::from(*count) * bytes;
+            if address < end {
+                let block = start + (address - start) / bytes * bytes;
+                return Some(block..block + bytes);
+            }
+            start = end;
+        }
+        None
     }
 
     /// The command of an opcode.

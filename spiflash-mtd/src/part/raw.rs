@@ -177,35 +177,11 @@ impl<'de> Deserialize<'de> for RawCommand {
     }
 }
 
-/// A time in nanoseconds: a decimal number and one of ns, us, ms, s. `Err`: the rule that it breaks.
+/// A time of an operation, in nanoseconds. `Err`: the rule that it breaks.
 pub(super) fn nanoseconds(text: &str) -> Result<u64, &'static str> {
-    const FORM: &str = "a time is a decimal number and one of ns, us, ms or s, like \"0.4 ms\"";
     const MOST_NS: u64 = 3_600_000_000_000;
-    let text = text.trim();
-    let split = text.find(|c: char| !c.is_ascii_digit() && c != '.').ok_or(FORM)?;
-    let (number, unit) = text.split_at(split);
-    let decimals: u32 = match unit.trim() {
-        "ns" => 0,
-        "us" | "µs" => 3,
-        "ms" => 6,
-        "s" => 9,
-        _ => return Err(FORM),
-    };
-    let (whole, fraction) = match number.split_once('.') {
-        Some((_, "")) => return Err(FORM),
-        Some((whole, fraction)) => (whole, fraction.trim_end_matches('0')),
-        None => (number, ""),
-    };
-    if whole.is_empty() || fraction.contains('.') {
-        return Err(FORM);
-    }
-    let places = u32::try_from(fraction.len()).map_err(|_| FORM)?;
-    let Some(missing) = decimals.checked_sub(places) else {
-        return Err("a time is whole nanoseconds");
-    };
-    let digits = format!("{whole}{fraction}").parse::<u64>();
-    let ns = digits.ok().and_then(|digits| digits.checked_mul(10u64.pow(missing)));
-    ns.filter(|ns| *ns <= MOST_NS).ok_or("a time is at most 3600 s")
+    let ns = crate::units::parse_ns(text)?;
+    if ns <= MOST_NS { Ok(ns) } else { Err("a time is at most 3600 s") }
 }
 
 #[cfg(test)]

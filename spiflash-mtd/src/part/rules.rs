@@ -13,6 +13,7 @@ use std::collections::BTreeMap;
 pub(super) fn check(part: &Part) -> Checked {
     texts(part)?;
     geometry(part)?;
+    nand(part)?;
     ident(part)?;
     bus(part)?;
     registers(part)?;
@@ -22,8 +23,7 @@ pub(super) fn check(part: &Part) -> Checked {
     protection(part)?;
     locks(part)?;
     security(part)?;
-    sfdp(part)?;
-    nand(part)
+    sfdp(part)
 }
 
 fn texts(part: &Part) -> Checked {

@@ -1,7 +1,8 @@
 //! SFDP, the tables in which a chip describes itself to its driver: made from a part, laid out as bytes, and read back.
 //!
 //! The invariant: what [`parse`] reads from the bytes of [`Tables::encode`] are the same tables. Times are only as fine as
-//! the tables' steps; a table made from a part never names a time shorter than the part's.
+//! the tables' steps; a table made from a part names no time shorter than the part's, as far as its fields reach (a first
+//! byte to 128 us).
 //!
 //! Source: JEDEC JESD216 (2011) and its revisions A to D: the SFDP header and parameter headers, the basic flash parameter
 //! table (nine dwords, from A on 16, from C on 20), the sector map and the 4-byte address instruction table (from B on).

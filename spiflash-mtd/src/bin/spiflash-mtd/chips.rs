@@ -25,6 +25,14 @@ pub(crate) fn part(name: &str) -> anyhow::Result<Arc<Part>> {
     Ok(Arc::new(Part::from_toml(&text, name)?))
 }
 
+/// The text of a part's file.
+pub(crate) fn part_text(name: &str) -> anyhow::Result<String> {
+    match part::text(name) {
+        Some(text) => Ok(text.to_owned()),
+        None => std::fs::read_to_string(name).with_context(|| format!("the part file {name} cannot be read")),
+    }
+}
+
 /// A time on a command line.
 pub(crate) fn time_ns(text: &str) -> Result<u64, String> {
     units::parse_ns(text).map_err(str::to_owned)

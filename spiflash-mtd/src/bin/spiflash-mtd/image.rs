@@ -4,6 +4,7 @@ use crate::chips;
 use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
 use spiflash_mtd::image::{Store, load};
+use spiflash_mtd::map::ArrayMap;
 use spiflash_mtd::{Chip, Setup};
 use std::path::PathBuf;
 
@@ -17,6 +18,9 @@ pub(crate) enum ImageCommand {
     /// Write the raw bytes of an image file
     #[command(after_help = "Example:\n  spiflash-mtd image export bios.flash --part W25Q128JV --to bios.bin")]
     Export(Export),
+    /// Draw what an image file holds, sector by sector: erased, programmed, worn, protected
+    #[command(after_help = "Example:\n  spiflash-mtd image map bios.flash --part W25Q128JV")]
+    Map(Check),
     /// Say what an image file holds, and whether it is right
     #[command(after_help = "Example:\n  spiflash-mtd image check bios.flash --part W25Q128JV --json")]
     Check(Check),
@@ -73,6 +77,7 @@ impl ImageCommand {
         match self {
             ImageCommand::Create(args) => args.run(),
             ImageCommand::Export(args) => args.run(),
+            ImageCommand::Map(args) => args.map(),
             ImageCommand::Check(args) => args.run(),
         }
     }
@@ -109,6 +114,18 @@ impl Export {
 }
 
 impl Check {
+    fn map(&self) -> anyhow::Result<()> {
+        let mut chip = self.which.chip()?;
+        load(&mut chip, &self.which.file)?;
+        let map = ArrayMap::of(&chip);
+        if self.json {
+            println!("{}", serde_json::to_string_pretty(&map)?);
+        } else {
+            print!("{map}");
+        }
+        Ok(())
+    }
+
     fn run(&self) -> anyhow::Result<()> {
         let mut chip = self.which.chip()?;
         let torn_bytes = load(&mut chip, &self.which.file)?;

@@ -2,10 +2,13 @@
 
 mod background;
 mod chips;
+mod cuts;
 mod fit;
 mod image;
+mod parts;
 mod rber;
 mod run;
+mod script;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
@@ -29,6 +32,12 @@ enum Command {
         after_help = "Examples:\n  spiflash-mtd run\n  spiflash-mtd run --part MX25L25645G --image bios.flash --serprog 127.0.0.1:4001\n  spiflash-mtd run --part W25Q128JV --mtd /run/mtd --errors part --time real --trace wires.vcd\n  spiflash-mtd run --part W25Q128JV --part FM25V20A --spidev 0"
     )]
     Run(Box<run::Run>),
+    /// List the parts
+    #[command(after_help = "Example:\n  spiflash-mtd parts --json")]
+    Parts(parts::Parts),
+    /// Show a part, or check a part file of your own
+    #[command(subcommand)]
+    Part(parts::PartCommand),
     /// Print the bit errors of a simulated chip, as a test board measures them (CSV)
     #[command(after_help = "Example:\n  spiflash-mtd rber pages --errors slc-nand --pe 3000 --csv > T1.csv")]
     Rber(rber::RberArgs),
@@ -38,6 +47,14 @@ enum Command {
     /// Look into an image file, or take a raw image out of it or make it from one
     #[command(subcommand)]
     Image(image::ImageCommand),
+    /// Run a script of frames, waits and expectations on a fresh chip
+    #[command(
+        after_help = "Example:\n  spiflash-mtd script session.txt --part W25Q128JV --trace wires.vcd --log commands.jsonl"
+    )]
+    Script(script::ScriptArgs),
+    /// Run a script once and cut the power of clones of its chip at every byte and within everything that takes time
+    #[command(after_help = "Example:\n  spiflash-mtd cuts session.txt --part W25Q128JV --points 20")]
+    Cuts(cuts::CutsArgs),
     /// Print the state diagram of the chip's operations
     #[command(after_help = "Example:\n  spiflash-mtd states")]
     States,
@@ -53,9 +70,13 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let result = match cli.command {
         Command::Run(args) => args.run(),
+        Command::Parts(args) => args.run(),
+        Command::Part(command) => command.run(),
         Command::Rber(args) => args.run(),
         Command::Fit(args) => args.run(),
         Command::Image(command) => command.run(),
+        Command::Script(args) => args.run(),
+        Command::Cuts(args) => args.run(),
         Command::States => {
             print!("{}", spiflash_mtd::states::diagram());
             Ok(())

@@ -4,10 +4,14 @@ use crate::{Usage, background, chips};
 use anyhow::Context;
 use clap::Args;
 use nix::sys::signal::{SigSet, Signal};
+use spiflash_mtd::fronts::cuse::CuseServer;
+use spiflash_mtd::fronts::cuse::mtd::CuseMtd;
 use spiflash_mtd::fronts::cuse::spidev::{self, SpidevServer};
+use spiflash_mtd::fronts::mtd::{self, MountOptions, Mounted, MtdDevice, MtdEntry};
 use spiflash_mtd::fronts::serprog::{self, PtyServer, TcpServer};
 use spiflash_mtd::fronts::{FrontError, SharedBus};
 use spiflash_mtd::image::{Store, load_snapshot, save_snapshot};
+use spiflash_mtd::trace::{JsonLog, JsonLogOptions, VcdOptions, VcdTrace};
 use spiflash_mtd::{Chip, SimBus, SpiBus, TimeMode};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -45,6 +49,18 @@ pub(crate) struct Run {
     /// Make /dev/spidevB.C of each chip (root and CUSE)
     #[arg(long, value_name = "B", num_args = 0..=1, default_missing_value = "0")]
     spidev: Option<u16>,
+    /// Mount a directory here with mtd0, mtd1... and control and statistics files beside them
+    #[arg(long, value_name = "DIR")]
+    mtd: Option<PathBuf>,
+    /// Make /dev/mtdN of each chip, from this N on (root and CUSE); programs that seek need --mtd
+    #[arg(long, value_name = "N", num_args = 0..=1, default_missing_value = "0")]
+    cuse_mtd: Option<u16>,
+    /// Trace the wires into this file (VCD, for sigrok and GTKWave)
+    #[arg(long, value_name = "FILE")]
+    trace: Option<PathBuf>,
+    /// Log each command with its meaning into this file (JSON lines)
+    #[arg(long, value_name = "FILE")]
+    log: Option<PathBuf>,
     /// Stay in the foreground, with the log on standard error
     #[arg(long)]
     foreground: bool,
@@ -62,6 +78,8 @@ struct Fronts {
     tcp: Option<TcpServer>,
     pty: Option<PtyServer>,
     spidev: Vec<SpidevServer>,
+    cuse_mtd: Vec<CuseServer>,
+    mtd: Option<Mounted>,
 }
 
 impl Run {
@@ -75,7 +93,7 @@ impl Run {
         let signals = SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP]);
         signals.thread_block().context("signals cannot be blocked")?;
         let bus = Arc::new(Mutex::new(self.bus()?));
-        let fronts = self.start(&bus)?;
+        let mut fronts = self.start(&bus)?;
         if let Some(path) = &self.pid_file {
             std::fs::write(path, format!("{}\n", std::process::id()))
                 .with_context(|| format!("the pid file {} cannot be written", path.display()))?;
@@ -84,6 +102,10 @@ impl Run {
         std::io::Write::flush(&mut std::io::stdout()).context("standard output")?;
         let signal = signals.wait().context("signals cannot be waited for")?;
         log::info!("{signal}: the chips are put away");
+        if let Some(mounted) = fronts.mtd.take() {
+            mounted.unmounter().unmount().context("the MTD directory cannot be unmounted")?;
+            mounted.wait().context("the MTD directory")?;
+        }
         drop(fronts);
         self.put_away(&bus)
     }
@@ -118,14 +140,37 @@ impl Run {
         for store in stores {
             bus.observe(Box::new(store));
         }
+        self.watch(&mut bus)?;
         Ok(bus)
+    }
+
+    /// Traces and logs.
+    fn watch(&self, bus: &mut SimBus) -> anyhow::Result<()> {
+        let create = |path: &Path| {
+            std::fs::File::create(path).with_context(|| format!("{} cannot be created", path.display()))
+        };
+        if let Some(path) = &self.trace {
+            let (file, name) = (create(path)?, path.display().to_string());
+            let trace = VcdTrace::new(bus, file, &name, VcdOptions::default());
+            bus.observe(Box::new(trace));
+        }
+        if let Some(path) = &self.log {
+            let (file, name) = (create(path)?, path.display().to_string());
+            bus.observe(Box::new(JsonLog::new(file, &name, JsonLogOptions::default())));
+        }
+        Ok(())
     }
 
     fn start(&self, bus: &Arc<Mutex<SimBus>>) -> anyhow::Result<Fronts> {
         let shared: SharedBus = bus.clone();
         let mut fronts = Fronts::default();
-        let none = self.pty.is_none() && self.spidev.is_none() && self.serprog.is_none();
-        let options = serprog::Options::default();
+        let others = [self.pty.is_some(), self.spidev.is_some(), self.mtd.is_some(), self.cuse_mtd.is_some()];
+        let none = self.serprog.is_none() && others == [false; 4];
+        let mut options = serprog::Options::default();
+        if others != [false; 4] {
+            // flashrom switches the pins off when it ends: the chip is not its own.
+            options.pin_state = serprog::PinState::Ignored;
+        }
         if let Some(address) = self.serprog.as_deref().or(none.then_some("127.0.0.1:4000")) {
             let address = serprog::parse_address(address).map_err(usage)?;
             fronts.tcp = Some(TcpServer::bind(address, shared.clone(), options.clone())?);
@@ -139,6 +184,29 @@ impl Run {
                 fronts.spidev.push(SpidevServer::start(shared.clone(), options)?);
             }
         }
+        let devices = || -> anyhow::Result<Vec<Arc<MtdDevice>>> {
+            let device = |(select, name): (u8, &String)| {
+                let part = chips::part(name)?;
+                let device = MtdDevice::new(&format!("mtd{select}"), shared.clone(), part, select)?;
+                Ok(Arc::new(device))
+            };
+            (0u8..).zip(&self.part).map(device).collect()
+        };
+        if let Some(first) = self.cuse_mtd {
+            for (number, device) in (first..).zip(devices()?) {
+                let front = Box::new(CuseMtd::new(device));
+                fronts.cuse_mtd.push(CuseServer::start(&format!("mtd{number}"), front)?);
+            }
+        }
+        if let Some(dir) = &self.mtd {
+            let mut entries = Vec::new();
+            for (device, name) in devices()?.into_iter().zip(&self.part) {
+                entries.push(MtdEntry { device, control: bus.clone(), part_text: chips::part_text(name)? });
+            }
+            let mounted = mtd::mount(entries, dir, &MountOptions::default());
+            fronts.mtd =
+                Some(mounted.with_context(|| format!("--mtd {}: it cannot be mounted", dir.display()))?);
+        }
         Ok(fronts)
     }
 
@@ -147,6 +215,8 @@ impl Run {
         let mut places = Vec::new();
         places.extend(fronts.tcp.as_ref().map(|tcp| format!("serprog on {}", tcp.address())));
         places.extend(self.pty.as_ref().map(|path| format!("serprog on {}", path.display())));
+        places.extend(self.mtd.as_ref().map(|dir| format!("MTD in {}", dir.display())));
+        places.extend(fronts.cuse_mtd.iter().map(|server| server.node().display().to_string()));
         places.extend(fronts.spidev.iter().map(|spidev| spidev.node().display().to_string()));
         format!("{} served: {} (process {})", self.part.join(", "), places.join(", "), std::process::id())
     }

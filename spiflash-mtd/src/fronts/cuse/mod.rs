@@ -8,6 +8,7 @@
 
 mod channel;
 pub mod message;
+pub mod mtd;
 pub mod spidev;
 pub mod wire;
 
