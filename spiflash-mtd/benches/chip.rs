@@ -36,8 +36,6 @@ fn program(chip: &mut Chip, bytes: usize) {
         let mut status = [0xFF];
         chip.select();
         chip.transfer(Transfer::write(&[0x05]));
-        // The first read says busy, and the chip gets ready: poll-skip of 0.
-        chip.transfer(Transfer::read(&mut status));
         chip.transfer(Transfer::read(&mut status));
         chip.deselect(0);
         assert_eq!(status[0] & 1, 0);

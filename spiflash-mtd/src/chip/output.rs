@@ -45,14 +45,12 @@ impl Chip {
                 out.fill(self.register(register));
             }
             Op::ReadRegister(register) => {
-                let value = self.register(register);
-                out.fill(value);
                 self.polled(register);
+                out.fill(self.register(register));
             }
             Op::NandGetFeature => {
-                let value = self.nand_feature(address.unwrap_or(0) as u8);
-                out.fill(value);
                 self.polled(Reg::NandStatus);
+                out.fill(self.nand_feature(address.unwrap_or(0) as u8));
             }
             Op::ReadJedecId => {
                 let id = &self.part.id;
@@ -217,7 +215,7 @@ impl Chip {
         value
     }
 
-    /// A register with a busy bit was read.
+    /// A register with a busy bit is about to be read.
     fn polled(&mut self, register: Reg) {
         let has_busy = [Role::Busy, Role::Ready]
             .iter()
@@ -225,9 +223,10 @@ impl Chip {
         if !has_busy || !self.state.is_timed() {
             return;
         }
-        self.polls += 1;
-        if self.poll_skip.is_some_and(|skip| self.polls > skip) {
+        if self.poll_skip.is_some_and(|skip| self.polls >= skip) {
             self.advance_to(self.until_ns);
+        } else {
+            self.polls += 1;
         }
     }
 

@@ -148,7 +148,7 @@ impl Serprog {
     /// A programmer as it is when a client comes.
     pub fn new(options: Options) -> Serprog {
         let state = State { chip_select: options.chip_select, ..State::default() };
-        Serprog { options, state, partial: Vec::new(), last_opcode: opcode::NOP }
+        Serprog { options, state, partial: Vec::new() }
     }
 
     /// Carries out the commands that are whole, and appends their replies to `replies`; what is left is kept.
@@ -188,13 +188,12 @@ impl Serprog {
         self.state.cs_mode == CsMode::Low
     }
 
-    /// How many bytes the next command, or what is missing of this one, likely has at least. Behind an operation mostly
-    /// comes another.
+    /// How many bytes are missing of the command that has begun, at least; 1 between commands: whatever comes next, to wait for
+    /// more of it than there is would wait for the timeout.
     pub fn likely_bytes(&self) -> usize {
-        match (self.partial.len(), self.last_opcode) {
-            (0, opcode::SPI_OPERATION) => SPI_HEADER_BYTES,
-            (0, _) => 1,
-            (there, _) => command_bytes(&self.partial).saturating_sub(there).max(1),
+        match self.partial.len() {
+            0 => 1,
+            there => command_bytes(&self.partial).saturating_sub(there).max(1),
         }
     }
 
@@ -206,7 +205,6 @@ impl Serprog {
             let _ = self.set_power(bus, true);
         }
         self.partial = Vec::new();
-        self.last_opcode = opcode::NOP;
         self.state = State { chip_select: self.options.chip_select, ..State::default() };
     }
 
@@ -222,7 +220,6 @@ impl Serprog {
     fn execute(&mut self, bus: &mut dyn SpiBus, command: &[u8], replies: &mut Vec<u8>) {
         let Some((&opcode, parameters)) = command.split_first() else { return };
         let first = parameters.first().copied().unwrap_or_default();
-        self.last_opcode = opcode;
         match opcode {
             opcode::NOP => replies.push(ACK),
             opcode::QUERY_INTERFACE => replies.extend([ACK, 1, 0]),
