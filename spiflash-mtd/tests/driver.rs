@@ -310,6 +310,8 @@ fn a_lock_grows_and_shrinks_only_to_ranges_that_bits_can_say() {
 #[test]
 fn a_status_register_that_is_locked_by_its_pin_says_so() {
     let (mut bus, mut driver) = nor(part("W25Q128JV"));
+    // With QE set, the pin is a data line.
+    driver.set_bits(&mut bus, &[("qe", false)]).unwrap();
     driver.set_bits(&mut bus, &[("srp0", true)]).unwrap();
     bus.set_write_protect(0, true).unwrap();
     let error = driver.lock(&mut bus, 0..0x40000).unwrap_err();

@@ -156,6 +156,10 @@ impl Chip {
             return Err(Reason::WriteDisabled);
         }
         self.may_write_registers(registers)?;
+        // Not even for a while: W25Q128JV, section 8.2.17.
+        if self.suspended.is_some() && super::protection::is_guarded(registers) {
+            return Err(Reason::Suspended);
+        }
         let volatile = self.modes.wel_volatile;
         // A command without data sets the one-time bits of its register (Macronix 2Fh).
         let written =
@@ -282,6 +286,11 @@ impl Chip {
         let (register, offset) = self.security_place(address.unwrap_or(0)).ok_or(Reason::NoSuchPlace)?;
         if self.is_security_locked(register) {
             return Err(Reason::Locked);
+        }
+        let erasing =
+            |suspended: &super::jobs::Suspended| suspended.job.kind == JobKind::EraseSecurity { register };
+        if self.suspended.as_ref().is_some_and(erasing) {
+            return Err(Reason::Suspended);
         }
         let base = u64::from(register) * self.security.unit_bytes() as u64 + (offset / 256 * 256) as u64;
         let time_ns = self.program_time(0, data_bytes.min(256));

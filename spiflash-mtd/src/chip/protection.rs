@@ -70,12 +70,19 @@ impl Chip {
     /// Whether a status or configuration register may be written. Winbond W25Q128JV, section 7.1.7 (SRP); SST25VF016B,
     /// "Block Protection Lock-Down".
     pub(super) fn may_write_registers(&self, registers: &[Reg]) -> Result<(), Reason> {
-        let guarded =
-            registers.iter().any(|register| matches!(register, Reg::Sr1 | Reg::Sr2 | Reg::Sr3 | Reg::Config));
+        let guarded = is_guarded(registers);
         let (srp0, srp1) = (self.role(Role::Srp0), self.role(Role::Srp1));
-        let by_pin =
-            self.modes.wp_low && !planted!(self, PinIgnored) && ((srp0 && !srp1) || self.role(Role::Bpl));
+        // On Winbond's and GigaDevice's parts the pin is IO2 while QE is 1, and protects nothing.
+        let is_io2 =
+            self.roles.get(Role::Qe).is_some_and(|at| at.register == Reg::Sr2) && self.role(Role::Qe);
+        let wp_low = self.modes.wp_low && !is_io2;
+        let by_pin = wp_low && !planted!(self, PinIgnored) && ((srp0 && !srp1) || self.role(Role::Bpl));
         let by_bits = self.modes.locked_until_power || (srp0 && srp1);
         if guarded && (by_pin || by_bits) { Err(Reason::RegistersProtected) } else { Ok(()) }
     }
+}
+
+/// Whether these are registers that the protection of registers is about.
+pub(super) fn is_guarded(registers: &[Reg]) -> bool {
+    registers.iter().any(|register| matches!(register, Reg::Sr1 | Reg::Sr2 | Reg::Sr3 | Reg::Config))
 }

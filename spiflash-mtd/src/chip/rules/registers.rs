@@ -52,7 +52,12 @@ fn write_protect_pin(bench: Bench) {
     rig.write(&[0x01, 0x80]);
     rig.write(&[0x01, 0x84]);
     assert_eq!(rig.status(), 0x84);
+    // While QE is 1 the pin is IO2.
     rig.chip.set_write_protect(true);
+    rig.write(&[0x01, 0x88]);
+    assert_eq!(rig.status() & 0xFC, 0x88);
+    rig.write(&[0x01, 0x84]);
+    rig.write(&[0x31, 0x00]);
     rig.write(&[0x01, 0x80]);
     assert_eq!(rig.status() & 0xFC, 0x84);
     rig.chip.set_write_protect(false);

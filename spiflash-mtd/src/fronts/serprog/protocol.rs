@@ -141,7 +141,6 @@ pub struct Serprog {
     state: State,
     /// The begin of a command, while the rest has not come.
     partial: Vec<u8>,
-    last_opcode: u8,
 }
 
 impl Serprog {
