@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 #[derive(Debug, Args)]
 pub(crate) struct ChipArgs {
     /// The part, by its name or its file (.toml)
-    #[arg(long, value_name = "NAME|FILE")]
+    #[arg(long, default_value = "W25Q128JV", value_name = "NAME|FILE")]
     part: String,
     #[command(flatten)]
     model: chips::Model,

@@ -5,7 +5,7 @@
 use super::{
     protocol::Options,
     session::{End, Line, serve},
-    tuning::{incoming_cpu, set_low_water},
+    tuning::{KeepAwake, incoming_cpu, set_low_water},
 };
 use crate::fronts::{FrontError, Running, SharedBus, Stop, Woken};
 use nix::{
@@ -148,6 +148,7 @@ struct Connection {
     stream: TcpStream,
     low_water: Cell<usize>,
     follow: Option<Follow>,
+    awake: Option<KeepAwake>,
 }
 
 impl Connection {
@@ -160,8 +161,9 @@ impl Connection {
         // A host that lost its power must not keep the server for itself.
         setsockopt(&stream, sockopt::KeepAlive, &true)?;
         setsockopt(&stream, sockopt::TcpKeepIdle, &KEEPALIVE_SECONDS)?;
-        let follow = if client.ip().is_loopback() { Follow::new() } else { None };
-        Ok(Connection { stream, low_water: Cell::new(1), follow })
+        let here = client.ip().is_loopback();
+        let (follow, awake) = if here { (Follow::new(), KeepAwake::start()) } else { (None, None) };
+        Ok(Connection { stream, low_water: Cell::new(1), follow, awake })
     }
 }
 
@@ -175,6 +177,11 @@ impl Line for Connection {
     fn read(&self, bytes: &mut [u8]) -> io::Result<usize> {
         let mut stream = &self.stream;
         let result = stream.read(bytes);
+        if result.is_ok()
+            && let Some(awake) = &self.awake
+        {
+            awake.touch();
+        }
         if let Some(follow) = &self.follow {
             follow.step(self.stream.as_fd());
         }
