@@ -183,3 +183,14 @@ fn every_part_is_served_side_by_side_on_its_chip_select() {
     assert_eq!(ack, [0x06]);
     assert_eq!(client.frame(&[0x9F], 9).unwrap()[6..], [0xC2, 0x25, 0x08]);
 }
+
+#[test]
+fn a_report_whose_reader_has_gone_ends_quietly() {
+    let program = env!("CARGO_BIN_EXE_spiflash-mtd");
+    let shell = format!("{program} part show W25Q128JV --json | true; echo ${{PIPESTATUS[0]}}");
+    let out = Command::new("bash").args(["-c", &shell]).output().unwrap();
+    assert!(out.stderr.is_empty(), "{}", text(&out.stderr));
+    let status = text(&out.stdout);
+    // 141 is SIGPIPE; 0 when it was faster than its reader.
+    assert!(["0", "141"].contains(&status.trim()), "{status}");
+}

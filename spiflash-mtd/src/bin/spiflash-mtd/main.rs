@@ -68,6 +68,9 @@ pub(crate) struct Usage(pub(crate) String);
 fn main() -> ExitCode {
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("warn")).init();
     let cli = Cli::parse();
+    if !matches!(cli.command, Command::Run(_)) {
+        end_with_the_pipe();
+    }
     let result = match cli.command {
         Command::Run(args) => args.run(),
         Command::Parts(args) => args.run(),
@@ -88,5 +91,14 @@ fn main() -> ExitCode {
             eprintln!("spiflash-mtd: {error:#}");
             ExitCode::from(if error.is::<Usage>() { 2 } else { 1 })
         }
+    }
+}
+
+/// A report whose reader has gone ends quietly, as other programs' do. Not for a server, which has sockets.
+fn end_with_the_pipe() {
+    use nix::sys::signal::{SigHandler, Signal, signal};
+    // SAFETY: the default action of SIGPIPE runs no code of this process; nothing here handles the signal.
+    if let Err(error) = unsafe { signal(Signal::SIGPIPE, SigHandler::SigDfl) } {
+        log::warn!("SIGPIPE: {error}");
     }
 }
