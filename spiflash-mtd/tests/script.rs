@@ -69,6 +69,9 @@ fn what_is_not_as_expected_is_a_failure_of_its_step_and_the_script_goes_on() {
 fn power_is_cut_when_the_script_says_and_wp_guards_the_registers() {
     let found = failures(
         "frame 06\n\
+         frame 31 00\n\
+         ready\n\
+         frame 06\n\
          frame 01 80\n\
          ready\n\
          wp low\n\

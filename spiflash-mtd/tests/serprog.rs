@@ -480,18 +480,25 @@ fn a_terminal_stops_with_and_without_a_client() {
 
 /// flashrom, with a limit; `None` where it is not installed.
 fn flashrom(programmer: &str, arguments: &[&str]) -> Option<String> {
-    let mut command = std::process::Command::new("timeout");
-    command.args(["120", "flashrom", "-p", programmer]).args(arguments);
-    command.env("PATH", "/usr/sbin:/usr/local/sbin:/usr/bin:/bin");
-    let output = command.output().unwrap();
-    if output.status.code() == Some(127) {
-        eprintln!("skipped: flashrom is not installed");
-        return None;
+    for tries_left in (0..4).rev() {
+        let mut command = std::process::Command::new("timeout");
+        command.args(["120", "flashrom", "-p", programmer]).args(arguments);
+        command.env("PATH", "/usr/sbin:/usr/local/sbin:/usr/bin:/bin");
+        let output = command.output().unwrap();
+        if output.status.code() == Some(127) {
+            eprintln!("skipped: flashrom is not installed");
+            return None;
+        }
+        let text = [output.stdout, output.stderr].concat();
+        let text = String::from_utf8_lossy(&text).into_owned();
+        // It finds the begin of the stream by sleeping for some milliseconds: on a busy machine not at once.
+        if tries_left > 0 && text.contains("Programmer initialization failed") {
+            continue;
+        }
+        assert!(output.status.success(), "{text}");
+        return Some(text);
     }
-    let text = [output.stdout, output.stderr].concat();
-    let text = String::from_utf8_lossy(&text).into_owned();
-    assert!(output.status.success(), "{text}");
-    Some(text)
+    None
 }
 
 /// How much flashrom writes: all of the chip in an optimised build, a part of it in a slow one.

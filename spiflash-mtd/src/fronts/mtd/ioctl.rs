@@ -238,6 +238,10 @@ fn u64_at(bytes: &[u8], at: usize) -> Result<u64, Errno> {
 /// `ENOTTY`: it is none of MTD's. `EFAULT`: fewer bytes than it takes.
 pub fn decode(number: u32, argument: Option<u64>, input: &[u8]) -> Result<MtdRequest, Errno> {
     let shape = shape(number).ok_or(Errno::ENOTTY)?;
+    let blind = number & 0xFF == 23 && input.is_empty();
+    if input.len() < shape.input_bytes && !blind {
+        return Err(Errno::EFAULT);
+    }
     let pair = || Ok::<_, Errno>((u64::from(u32_at(input, 0)?), u64::from(u32_at(input, 4)?)));
     Ok(match number & 0xFF {
         1 => MtdRequest::GetInfo,
@@ -276,7 +280,6 @@ pub fn decode(number: u32, argument: Option<u64>, input: &[u8]) -> Result<MtdReq
             let (start, length) = pair()?;
             MtdRequest::OtpErase { start, length }
         }
-        _ if input.len() < shape.input_bytes => return Err(Errno::EFAULT),
         _ => MtdRequest::Unsupported,
     })
 }
