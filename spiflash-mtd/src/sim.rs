@@ -6,9 +6,12 @@
 use crate::bus::{BusError, SpiBus, Transfer};
 use crate::chip::{Chip, FrameReport};
 use crate::command::Lines;
+use std::time::Duration;
 
-/// How time passes on a bus. Delays ([`SpiBus::delay_ns`]) take their time in all of them but the real one, where the clock
-/// does.
+/// The longest that one delay sleeps in [`TimeMode::Real`].
+const LONGEST_WAIT: Duration = Duration::from_secs(1);
+
+/// How time passes on a bus. Delays ([`SpiBus::delay_ns`]) take their time in all of them; in the real one they sleep.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TimeMode {
     /// With each bit that is clocked: a driver that polls without a delay sees the chip get ready.
@@ -270,7 +273,10 @@ impl SpiBus for SimBus {
     }
 
     fn delay_ns(&mut self, delay_ns: u64) {
-        if self.time != TimeMode::Real {
+        if self.time == TimeMode::Real {
+            // The host waits, and so does who waits for it; no client may hold the others up for longer.
+            std::thread::sleep(Duration::from_nanos(delay_ns).min(LONGEST_WAIT));
+        } else {
             self.now_ns = self.now_ns.saturating_add(delay_ns);
         }
         self.synchronise();
@@ -307,5 +313,35 @@ impl SpiBus for SimBus {
         }
         self.synchronise();
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Setup, part};
+    use std::sync::Arc;
+    use std::time::Instant;
+
+    #[test]
+    fn real_time_is_that_of_the_hosts_clock_and_a_delay_waits_for_it() {
+        let part = Arc::new(part::find("W25Q128JV").unwrap().clone());
+        let chip = Chip::new(part, &Setup::default()).unwrap();
+        let begun = Instant::now();
+        let mut bus = SimBus::new(vec![chip], TimeMode::Real, move || begun.elapsed().as_nanos() as u64);
+        let status = |bus: &mut SimBus| {
+            let mut byte = [0];
+            bus.frame(0, &mut [Transfer::write(&[0x05]), Transfer::read(&mut byte)]).unwrap();
+            byte[0]
+        };
+        // A register write: 10 ms. Only lower bounds are asserted: a busy machine is late, never early.
+        bus.frame(0, &mut [Transfer::write(&[0x06])]).unwrap();
+        bus.frame(0, &mut [Transfer::write(&[0x01, 0x04])]).unwrap();
+        let until_ns = bus.chip(0).unwrap().busy_until_ns();
+        while status(&mut bus) & 1 == 1 {
+            bus.delay_ns(1_000_000);
+        }
+        assert!(until_ns.is_none_or(|until_ns| bus.now_ns() >= until_ns));
+        assert_eq!(status(&mut bus), 0x04);
     }
 }
