@@ -106,6 +106,9 @@ pub struct Chip {
     array: Array,
     security: Array,
     locks: Vec<bool>,
+    /// The blocks that the locks are of, and the register bit that turns them on, if there is one.
+    lock_units: Arc<[std::ops::Range<u64>]>,
+    lock_bit: Option<crate::regs::BitRef>,
     nand: Option<NandState>,
     modes: Modes,
     state: State,
@@ -156,6 +159,11 @@ impl Chip {
             array,
             security,
             locks: Vec::new(),
+            lock_units: part.locks.iter().flat_map(|rules| rules.units(part.geometry.size_bytes)).collect(),
+            lock_bit: part
+                .locks
+                .as_ref()
+                .and_then(|rules| crate::regs::find_bit(&part, rules.selected_by()?)),
             nand: NandState::new(&part, setup.seed),
             modes: Modes::default(),
             state: State::Off,
@@ -513,10 +521,9 @@ impl Chip {
     /// CS# rises, `stray_clocks` after the last whole byte (0 on a bus of whole bytes): what was asked for takes effect.
     /// `None` when no whole opcode came.
     pub fn deselect(&mut self, stray_clocks: u8) -> Option<FrameReport> {
-        let mut armed = std::mem::take(&mut self.modes.reset_armed);
+        let armed = std::mem::take(&mut self.modes.reset_armed);
         if planted!(self, EnableLastsForever) {
             self.modes.reset_armed = armed;
-            armed |= self.modes.reset_armed;
         }
         let command = self.frame.deselect(stray_clocks)?;
         let effect = self.execute(&command, armed);

@@ -35,28 +35,23 @@ impl Chip {
         let Some(rules) = self.part.locks.as_ref().filter(|_| !planted!(self, LocksIgnored)) else {
             return false;
         };
-        rules.selected_by().is_none_or(|name| {
-            crate::regs::find_bit(&self.part, name).is_some_and(|at| self.registers.bit(at))
-        })
+        rules.selected_by().is_none() || self.lock_bit.is_some_and(|at| self.registers.bit(at))
     }
 
     /// The single locks: ranges, and whether each is locked.
     pub fn locks(&self) -> Vec<(Range<u64>, bool)> {
-        let Some(rules) = &self.part.locks else { return Vec::new() };
-        rules.units(self.part.geometry.size_bytes).into_iter().zip(self.locks.iter().copied()).collect()
+        self.lock_units.iter().cloned().zip(self.locks.iter().copied()).collect()
     }
 
     pub(super) fn reset_locks(&mut self) {
         if let Some(rules) = &self.part.locks {
-            let units = rules.units(self.part.geometry.size_bytes).len();
-            self.locks = vec![rules.power_up_locked(); units];
+            self.locks = vec![rules.power_up_locked(); self.lock_units.len()];
         }
     }
 
     /// The single lock of an address.
     pub(super) fn lock_of(&self, address: u64) -> Option<usize> {
-        let rules = self.part.locks.as_ref()?;
-        rules.units(self.part.geometry.size_bytes).iter().position(|unit| unit.contains(&address))
+        self.lock_units.iter().position(|unit| unit.contains(&address))
     }
 
     /// Whether any byte of the range is protected against program and erase.
@@ -64,7 +59,7 @@ impl Chip {
         if !self.locks_in_force() {
             return overlap(range, &self.protected_range());
         }
-        self.locks().iter().any(|(unit, locked)| *locked && overlap(unit, range))
+        self.lock_units.iter().zip(&self.locks).any(|(unit, locked)| *locked && overlap(unit, range))
     }
 
     /// Whether a status or configuration register may be written. Winbond W25Q128JV, section 7.1.7 (SRP); SST25VF016B,

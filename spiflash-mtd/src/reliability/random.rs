@@ -4,9 +4,8 @@
 //! that of SplitMix64 (Steele, Lea, Flood, "Fast Splittable Pseudorandom Number Generators", OOPSLA 2014); normal variates are
 //! Box and Muller's (1958), gamma variates Marsaglia's and Tsang's ("A Simple Method for Generating Gamma Variables", 2000).
 
+use crate::rng::{GOLDEN, scramble as mix};
 use std::f64::consts::TAU;
-
-const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
 
 /// What a number is for.
 #[derive(Debug, Clone, Copy)]
@@ -33,12 +32,6 @@ pub(super) enum Use {
     WriteErrorCell,
     RowEndurance,
     RowCells,
-}
-
-fn mix(mut x: u64) -> u64 {
-    x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    x ^ (x >> 31)
 }
 
 /// A number for a use and what tells its instances apart.

@@ -11,6 +11,7 @@ use spiflash_mtd::fronts::mtd::{self, MountOptions, Mounted, MtdDevice, MtdEntry
 use spiflash_mtd::fronts::serprog::{self, PtyServer, TcpServer};
 use spiflash_mtd::fronts::{FrontError, SharedBus};
 use spiflash_mtd::image::{Store, load_snapshot, save_snapshot};
+use spiflash_mtd::part::Part;
 use spiflash_mtd::trace::{JsonLog, JsonLogOptions, VcdOptions, VcdTrace};
 use spiflash_mtd::{Chip, SimBus, SpiBus, TimeMode};
 use std::path::{Path, PathBuf};
@@ -185,12 +186,17 @@ impl Run {
             }
         }
         let devices = || -> anyhow::Result<Vec<Arc<MtdDevice>>> {
-            let device = |(select, name): (u8, &String)| {
-                let part = chips::part(name)?;
+            let parts: Vec<_> = {
+                let mut bus = lock(bus);
+                (0..bus.chips())
+                    .filter_map(|select| bus.chip(select).map(|chip| Arc::clone(chip.part())))
+                    .collect()
+            };
+            let device = |(select, part): (u8, Arc<Part>)| {
                 let device = MtdDevice::new(&format!("mtd{select}"), shared.clone(), part, select)?;
                 Ok(Arc::new(device))
             };
-            (0u8..).zip(&self.part).map(device).collect()
+            (0u8..).zip(parts).map(device).collect()
         };
         if let Some(first) = self.cuse_mtd {
             for (number, device) in (first..).zip(devices()?) {
