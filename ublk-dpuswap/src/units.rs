@@ -17,9 +17,27 @@ pub struct PageNo(pub u32);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct BlockId(pub u32);
 
-/// Number by which a node knows one of its blocks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct RemoteBlock(pub u32);
+/// Most nodes of a device; each has a slot that it keeps.
+pub const MAX_NODES: usize = 64;
+/// Most copies of a block, each on another node.
+pub const MAX_REPLICAS: usize = 3;
+
+/// Number by which a node knows one of its blocks, and how often that block had been lent before: a message that comes late
+/// never touches a block that is lent anew.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RemoteBlock {
+    /// The block.
+    pub number: u32,
+    /// How often it had been lent before.
+    pub generation: u32,
+}
+
+impl RemoteBlock {
+    /// A block of a node that does not count generations.
+    pub const fn numbered(number: u32) -> Self {
+        Self { number, generation: 0 }
+    }
+}
 
 /// Index of a node, in the order in which the nodes were given.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

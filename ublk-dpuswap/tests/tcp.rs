@@ -134,7 +134,7 @@ fn garbage_on_the_nodes_port_is_cut_off_and_harms_nobody() {
     let node = NodeProcess::start("127.0.0.1:0", "8MiB", &[]);
     let good = client(&node.address, 1);
     good.connect().unwrap();
-    let mut blocks = [RemoteBlock(0); 2];
+    let mut blocks = [RemoteBlock::numbered(0); 2];
     good.reserve(Lane(0), &mut blocks).unwrap();
     good.write_at(Lane(0), blocks[0], 4096, b"precious").unwrap();
     let too_long = Header::request(Opcode::Write, 1, MAX_PAYLOAD_BYTES + 1).encode(&[], &[]).to_vec();
@@ -212,7 +212,7 @@ fn adding_with_an_unusable_node_is_one_line_and_status_1_and_wrong_options_are_s
     let full = NodeProcess::start("127.0.0.1:0", "1MiB", &[]);
     let borrower = client(&full.address, 1);
     borrower.connect().unwrap();
-    borrower.reserve(Lane(0), &mut [RemoteBlock(0); 1]).unwrap();
+    borrower.reserve(Lane(0), &mut [RemoteBlock::numbered(0); 1]).unwrap();
     let unused = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
     let (http, silent) = (impostor(HTTP), impostor(b""));
     let add = |arguments: &[&str]| {
@@ -253,7 +253,7 @@ fn a_client_that_dies_leaks_nothing() {
     let node = NodeProcess::start("127.0.0.1:0", "8MiB", &["--grace", "1"]);
     let dead = client(&node.address, 1);
     dead.connect().unwrap();
-    dead.reserve(Lane(0), &mut [RemoteBlock(0); 8]).unwrap();
+    dead.reserve(Lane(0), &mut [RemoteBlock::numbered(0); 8]).unwrap();
     let other = client(&node.address, 2);
     assert_eq!(other.connect().unwrap().free_blocks, 0);
     drop(dead);

@@ -178,7 +178,7 @@ impl Shared {
     }
 
     fn release_surplus(&self, node: NodeId, generation: u32) {
-        let mut blocks = [RemoteBlock(0); 64];
+        let mut blocks = [RemoteBlock::numbered(0); 64];
         loop {
             let mut count = 0;
             {

@@ -347,7 +347,7 @@ impl Shared {
             let state = self.state();
             (state.model.blocks.room(), state.generation(node))
         };
-        let mut blocks = [RemoteBlock(0); RESERVE_BLOCKS];
+        let mut blocks = [RemoteBlock::numbered(0); RESERVE_BLOCKS];
         let want = RESERVE_BLOCKS.min(room as usize);
         let Ok(remote) = self.remote(node) else { return false };
         if want == 0 {

@@ -43,7 +43,7 @@ struct Block {
 
 const UNUSED: Block = Block {
     node: NodeId(0),
-    remote: RemoteBlock(0),
+    remote: RemoteBlock::numbered(0),
     live_units: 0,
     used_units: 0,
     pins: 0,
@@ -424,7 +424,7 @@ mod tests {
         let mut blocks = Blocks::new(10_000, free.len() as u16);
         for (node, count) in free.iter().enumerate() {
             for remote in 0..*count {
-                assert!(blocks.add_reserved(NodeId(node as u16), RemoteBlock(remote)));
+                assert!(blocks.add_reserved(NodeId(node as u16), RemoteBlock::numbered(remote)));
             }
         }
         blocks

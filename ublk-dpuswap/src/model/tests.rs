@@ -46,7 +46,7 @@ impl Bench {
         let shape = Shape { pages: PAGES, group_pages: 8, cache_bytes: 24 << 10, max_blocks: 12, nodes: 1 };
         let mut model = Model::new(&shape);
         for number in 0..12 {
-            assert!(model.blocks.add_reserved(NodeId(0), RemoteBlock(number)));
+            assert!(model.blocks.add_reserved(NodeId(0), RemoteBlock::numbered(number)));
         }
         let items = Vec::with_capacity(4096);
         let staging = vec![0; 256 << 10];

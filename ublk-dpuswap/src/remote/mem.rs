@@ -137,7 +137,7 @@ impl Inner {
         offset: u32,
         len: usize,
     ) -> Result<&mut [u8], RemoteError> {
-        let bytes = self.held.get_mut(&block.0).ok_or(RemoteError::Refused(opcode, Status::NotYours))?;
+        let bytes = self.held.get_mut(&block.number).ok_or(RemoteError::Refused(opcode, Status::NotYours))?;
         bytes
             .get_mut(offset as usize..offset as usize + len)
             .ok_or(RemoteError::Refused(opcode, Status::BadRequest))
@@ -172,7 +172,7 @@ impl RemoteNode for MemNode {
         for slot in blocks.iter_mut() {
             let Some(number) = inner.free.pop() else { break };
             inner.held.insert(number, vec![0; BLOCK_BYTES].into_boxed_slice());
-            *slot = RemoteBlock(number);
+            *slot = RemoteBlock::numbered(number);
             granted += 1;
         }
         let free_blocks = inner.free.len() as u32;
@@ -183,8 +183,11 @@ impl RemoteNode for MemNode {
         let mut inner = self.inner();
         inner.step(Opcode::Release)?;
         for block in blocks {
-            inner.held.remove(&block.0).ok_or(RemoteError::Refused(Opcode::Release, Status::NotYours))?;
-            inner.free.push(block.0);
+            inner
+                .held
+                .remove(&block.number)
+                .ok_or(RemoteError::Refused(Opcode::Release, Status::NotYours))?;
+            inner.free.push(block.number);
         }
         let free_blocks = inner.free.len() as u32;
         inner.answer(free_blocks)

@@ -161,7 +161,7 @@ impl RemoteNode for TcpNode {
         let (free_blocks, numbers) = proto::decode_list(&reply[..len])?;
         let mut granted = 0;
         for (slot, number) in blocks.iter_mut().zip(numbers) {
-            *slot = RemoteBlock(number);
+            *slot = RemoteBlock::numbered(number);
             granted += 1;
         }
         Ok(Reserved { granted, free_blocks })
@@ -172,7 +172,7 @@ impl RemoteNode for TcpNode {
         for blocks in blocks.chunks(proto::MAX_BLOCKS_PER_MESSAGE) {
             let mut numbers = [0; proto::MAX_BLOCKS_PER_MESSAGE];
             for (number, block) in numbers.iter_mut().zip(blocks) {
-                *number = block.0;
+                *number = block.number;
             }
             let mut body = [0; MAX_CONTROL_BYTES];
             let body_len = proto::encode_list(0, &numbers[..blocks.len()], &mut body);
@@ -190,7 +190,7 @@ impl RemoteNode for TcpNode {
         offset_bytes: u32,
         data: &[u8],
     ) -> Result<(), RemoteError> {
-        let range = Range { block: block.0, offset_bytes, len_bytes: data.len() as u32 };
+        let range = Range { block: block.number, offset_bytes, len_bytes: data.len() as u32 };
         match self.transact(lane, Opcode::Write, &range.encode(), data, &mut [])? {
             0 => Ok(()),
             _ => Err(ProtoError::Body.into()),
@@ -204,7 +204,7 @@ impl RemoteNode for TcpNode {
         offset_bytes: u32,
         data: &mut [u8],
     ) -> Result<(), RemoteError> {
-        let range = Range { block: block.0, offset_bytes, len_bytes: data.len() as u32 };
+        let range = Range { block: block.number, offset_bytes, len_bytes: data.len() as u32 };
         let wanted = data.len();
         let len = self.transact(lane, Opcode::Read, &range.encode(), &[], data)?;
         if len == wanted { Ok(()) } else { Err(ProtoError::Body.into()) }
