@@ -17,6 +17,8 @@ import subprocess
 import sys
 import time
 
+# The guest's /etc is read-only.
+SWAP_KEY = "/tmp/dpuswap.key"
 MIB = 1 << 20
 STEPS = 9
 
@@ -219,14 +221,14 @@ class Demo:
         for node in self.nodes:
             pid_file = f"/tmp/node-{node.rsplit(':', 1)[1]}.pid"
             said = run(self.tool("dpuswap-node"), "--listen", node, "--memory", "256MiB", "--lock", "--pid-file", pid_file,
-                       limit=60)
+                       "--key-file", SWAP_KEY, "--drain-timeout", "0", limit=60)
             indent(said, 2)
 
             def stop(path=pid_file):
                 with open(path, encoding="utf-8") as file:
                     os.kill(int(file.read()), signal.SIGTERM)
             self.later(stop)
-        command = [self.tool("ublk-dpuswap"), "add", "--size", "512MiB", "--cache", "16MiB"]
+        command = [self.tool("ublk-dpuswap"), "add", "--size", "512MiB", "--cache", "16MiB", "--key-file", SWAP_KEY]
         for node in self.nodes:
             command += ["--node", node]
         self.swap = run(*command, limit=90).strip()

@@ -8,14 +8,14 @@ use ublk_dpuswap::proto::{
     HEADER_BYTES, Header, Hello, Info, MAX_BLOCKS_PER_MESSAGE, MAX_CONTROL_BYTES, MAX_PAYLOAD_BYTES, Opcode,
     Range, Status, decode_list, encode_list,
 };
-use ublk_dpuswap::units::BLOCK_BYTES;
+use ublk_dpuswap::units::{BLOCK_BYTES, RemoteBlock};
 
 fuzz_target!(|input: &[u8]| {
     let Some((&switches, input)) = input.split_first() else { return };
     let Some((raw, payload)) = input.split_first_chunk::<HEADER_BYTES>() else { return };
     let mut raw = *raw;
     if switches & 1 != 0 {
-        raw[0..6].copy_from_slice(b"DPSW\x01\0");
+        raw[0..6].copy_from_slice(b"DPSW\x02\0");
     }
     if switches & 2 != 0 {
         raw[20..24].copy_from_slice(&(payload.len() as u32).to_le_bytes());
@@ -59,7 +59,7 @@ fn bodies(payload: &[u8]) {
         assert_eq!(Range::decode(&range.encode()), Ok(range));
     }
     if let Ok((head, numbers)) = decode_list(payload) {
-        let numbers: Vec<u32> = numbers.collect();
+        let numbers: Vec<RemoteBlock> = numbers.collect();
         assert!(numbers.len() <= MAX_BLOCKS_PER_MESSAGE);
         let mut out = [0; MAX_CONTROL_BYTES];
         let used = encode_list(head, &numbers, &mut out);

@@ -1,40 +1,53 @@
-//! The swap device carries a machine under memory pressure, and a dead node is an error and never a hang.
+//! The swap device carries a machine under memory pressure. A dead node is an error and never a hang, or with copies nothing at
+//! all; a dead daemon is recovered; a node that wants its memory back gets it.
 
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tests::{Device, nothing_is_loaded, run, sh, until};
 
-/// Two memory nodes on this machine, ended with the test.
+/// Memory nodes on this machine, ended with the test.
 struct Nodes {
-    pids: Vec<nix::unistd::Pid>,
+    memory: &'static str,
+    pids: Mutex<Vec<nix::unistd::Pid>>,
 }
 
 const ADDRESSES: [&str; 2] = ["127.0.0.1:7101", "127.0.0.1:7102"];
+const HTTP: [&str; 2] = ["127.0.0.1:7201", "127.0.0.1:7202"];
+const KEY: [&str; 2] = ["--key-file", "/tmp/dpuswap.key"];
 
 impl Nodes {
-    fn start(memory: &str) -> Nodes {
-        let mut pids = Vec::new();
-        for (index, address) in ADDRESSES.iter().enumerate() {
-            let file = format!("/tmp/node{index}.pid");
-            // A node on the machine that swaps to it must never be swapped out itself.
-            let args = ["--listen", address, "--memory", memory, "--lock", "--pid-file", &file];
-            run(60, "dpuswap-node", &args).ok();
-            let pid = std::fs::read_to_string(&file).unwrap().trim().parse().unwrap();
-            pids.push(nix::unistd::Pid::from_raw(pid));
-        }
-        Nodes { pids }
+    fn start(memory: &'static str) -> Nodes {
+        let nodes = Nodes { memory, pids: Mutex::new(Vec::new()) };
+        (0..ADDRESSES.len()).for_each(|index| nodes.start_one(index));
+        nodes
+    }
+
+    fn start_one(&self, index: usize) {
+        let file = format!("/tmp/node{index}.pid");
+        let (address, http) = (ADDRESSES[index], HTTP[index]);
+        // A node on the machine that swaps to it must never be swapped out itself.
+        let args =
+            ["--listen", address, "--memory", self.memory, "--lock", "--pid-file", &file, "--http", http];
+        run(60, "dpuswap-node", &[&args[..], &["--no-pressure"], &KEY].concat()).ok();
+        let pid = std::fs::read_to_string(&file).unwrap().trim().parse().unwrap();
+        self.pids.lock().unwrap().push(nix::unistd::Pid::from_raw(pid));
     }
 
     fn kill(&self, index: usize) {
-        nix::sys::signal::kill(self.pids[index], nix::sys::signal::Signal::SIGKILL).unwrap();
+        let pid = self.pids.lock().unwrap().remove(index);
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
     }
 }
 
 impl Drop for Nodes {
     fn drop(&mut self) {
-        for pid in &self.pids {
+        for pid in &*self.pids.lock().unwrap() {
             let _ = nix::sys::signal::kill(*pid, nix::sys::signal::Signal::SIGTERM);
         }
-        until(20, "the nodes are gone", || run(10, "pidof", &["dpuswap-node"]).status != Some(0));
+        until(40, "the nodes are gone", || run(10, "pidof", &["dpuswap-node"]).status != Some(0));
     }
 }
 
@@ -42,12 +55,20 @@ impl Drop for Nodes {
 struct Swap(Device);
 
 impl Swap {
-    fn on(cache: &str) -> Swap {
+    fn on(cache: &str, more: &[&str]) -> Swap {
         let args = ["--size", "512MiB", "--cache", cache, "--node", ADDRESSES[0], "--node", ADDRESSES[1]];
-        let device = Device::add("ublk-dpuswap", &args);
+        let device = Device::add("ublk-dpuswap", &[&args[..], &KEY, more].concat());
         run(30, "mkswap", &[&device.path]).ok();
         run(30, "swapon", &["-p", "100", "--discard", &device.path]).ok();
         Swap(device)
+    }
+
+    fn target(&self, pointer: &str) -> u64 {
+        let stat = self.0.stat();
+        stat["target"]
+            .pointer(pointer)
+            .and_then(|value| value.as_u64())
+            .unwrap_or_else(|| panic!("{pointer}: {stat}"))
     }
 }
 
@@ -57,6 +78,69 @@ impl Drop for Swap {
         if off.status != Some(0) {
             eprintln!("{off:#?}");
         }
+    }
+}
+
+const HOG: &str = "
+import mmap, random
+memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+source = random.Random(1)
+words = []
+for page in range(0, size, 4096):
+    half = source.randbytes(2048)
+    memory[page:page + 2048] = half
+    words.append(half[:8])
+while True:
+    for number, word in enumerate(words):
+        if memory[number * 4096:number * 4096 + 8] != word:
+            print('WRONG', number, flush=True)
+            raise SystemExit(3)
+    print('round', flush=True)
+";
+
+/// A program that holds more memory than it may have, and looks again and again whether all of it is right.
+struct Hog {
+    child: Child,
+    rounds: Arc<AtomicU64>,
+}
+
+impl Hog {
+    /// Holds `mib` in the cgroup of [`cgroup`], half of each page random.
+    fn start(mib: u32) -> Hog {
+        let script = format!("size = {mib} << 20\n{HOG}");
+        std::fs::write("/tmp/hog.py", script).unwrap();
+        let mut child = Command::new("bash")
+            .args(["-c", "echo $$ > /sys/fs/cgroup/pressure/cgroup.procs; exec python3 /tmp/hog.py"])
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let rounds = Arc::new(AtomicU64::new(0));
+        let (counted, out) = (Arc::clone(&rounds), child.stdout.take().unwrap());
+        std::thread::spawn(move || {
+            for line in BufReader::new(out).lines().map_while(Result::ok) {
+                println!("hog: {line}");
+                counted.fetch_add(u64::from(line == "round"), Ordering::SeqCst);
+            }
+        });
+        Hog { child, rounds }
+    }
+
+    /// Waits for two more rounds: one of them began after this call.
+    #[track_caller]
+    fn verifies(&mut self, what: &str) {
+        let before = self.rounds.load(Ordering::SeqCst);
+        until(120, what, || {
+            let ended = self.child.try_wait().unwrap();
+            assert!(ended.is_none(), "{what}: the hog ended with {ended:?}");
+            self.rounds.load(Ordering::SeqCst) >= before + 2
+        });
+    }
+}
+
+impl Drop for Hog {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }
 
@@ -75,7 +159,7 @@ fn cgroup(mib: u64) {
 #[ignore = "needs a kernel with ublk (scripts/test)"]
 fn stress_ng_finds_no_wrong_byte_with_half_of_its_memory_swapped() {
     let _nodes = Nodes::start("256MiB");
-    let swap = Swap::on("16MiB");
+    let swap = Swap::on("16MiB", &[]);
     cgroup(48);
     let pressure = sh(
         400,
@@ -93,6 +177,7 @@ fn stress_ng_finds_no_wrong_byte_with_half_of_its_memory_swapped() {
     let counter = |name: &str| stat["target"]["counters"][name].as_u64().unwrap();
     assert!(counter("pages_written") > 1000 && counter("misses") > 100, "{stat}");
     assert_eq!((counter("write_errors"), counter("read_errors")), (0, 0));
+    assert_eq!(swap.target("/io_path_allocations"), 0, "swapping allocates nothing");
     for node in stat["target"]["nodes"].as_array().unwrap() {
         assert!(node["bytes_out"].as_u64().unwrap() > 0, "both nodes carry some: {stat}");
     }
@@ -103,14 +188,14 @@ fn stress_ng_finds_no_wrong_byte_with_half_of_its_memory_swapped() {
 #[ignore = "needs a kernel with ublk (scripts/test)"]
 fn a_killed_node_is_an_io_error_that_names_it_and_never_a_hang() {
     let nodes = Nodes::start("256MiB");
-    let swap = Swap::on("4MiB");
+    let swap = Swap::on("4MiB", &[]);
     cgroup(32);
     // Holds 96 MiB and reads it in circles: sooner or later it needs a page that is gone.
     let hog = "import mmap,random\nm=mmap.mmap(-1,96<<20,flags=mmap.MAP_PRIVATE|mmap.MAP_ANONYMOUS)\nr=random.Random(1)\nfor i in range(0,96<<20,4096): m[i:i+2048]=r.randbytes(2048)\nprint('full',flush=True)\nwhile True:\n  for i in range(0,96<<20,4096): m[i]\n";
     std::fs::write("/tmp/hog.py", hog).unwrap();
-    let mut child = std::process::Command::new("bash")
+    let mut child = Command::new("bash")
         .args(["-c", "echo $$ > /sys/fs/cgroup/pressure/cgroup.procs; exec python3 /tmp/hog.py"])
-        .stdout(std::process::Stdio::piped())
+        .stdout(Stdio::piped())
         .spawn()
         .unwrap();
     let mut line = [0; 5];
@@ -136,4 +221,59 @@ fn a_killed_node_is_an_io_error_that_names_it_and_never_a_hang() {
     drop(swap);
     drop(nodes);
     nothing_is_loaded();
+}
+
+#[test]
+#[ignore = "needs a kernel with ublk (scripts/test)"]
+fn with_two_copies_a_killed_node_costs_nothing_and_its_copies_are_made_again() {
+    let nodes = Nodes::start("256MiB");
+    let swap = Swap::on("4MiB", &["--replicas", "2"]);
+    cgroup(32);
+    let mut hog = Hog::start(96);
+    hog.verifies("the hog reads what it wrote");
+    nodes.kill(0);
+    hog.verifies("the hog reads on without the node");
+    nodes.start_one(0);
+    until(60, "every block has two copies again", || swap.target("/thin_blocks") == 0);
+    nodes.kill(0);
+    hog.verifies("the hog reads on without the other node");
+    assert_eq!(swap.target("/counters/read_errors"), 0);
+    assert!(swap.target("/counters/blocks_copied") > 0);
+    drop(hog);
+}
+
+#[test]
+#[ignore = "needs a kernel with ublk (scripts/test)"]
+fn a_killed_daemon_is_recovered_and_every_page_is_there() {
+    let _nodes = Nodes::start("256MiB");
+    let swap = Swap::on("4MiB", &[]);
+    cgroup(32);
+    let mut hog = Hog::start(96);
+    hog.verifies("the hog reads what it wrote");
+    for round in 0..3 {
+        swap.0.kill();
+        run(60, "ublk-dpuswap", &["recover", &swap.0.id.to_string()]).ok();
+        hog.verifies(&format!("the hog reads what it wrote, after death {round}"));
+    }
+    assert_eq!(swap.target("/counters/read_errors"), 0);
+    drop(hog);
+}
+
+#[test]
+#[ignore = "needs a kernel with ublk (scripts/test)"]
+fn a_node_that_wants_its_memory_back_gets_it_under_load() {
+    let nodes = Nodes::start("256MiB");
+    let swap = Swap::on("4MiB", &[]);
+    cgroup(32);
+    let mut hog = Hog::start(96);
+    hog.verifies("the hog reads what it wrote");
+    let held = |node: usize| swap.target(&format!("/nodes/{node}/held_blocks"));
+    assert!(held(0) > 0 && held(1) > 0, "both nodes lend");
+    sh(20, &format!("curl -sf -X POST 'http://{}/drain'", HTTP[0])).ok();
+    until(60, "the node has everything back", || held(0) == 0);
+    hog.verifies("the hog reads on");
+    assert_eq!((swap.target("/counters/read_errors"), swap.target("/lost_blocks")), (0, 0));
+    drop(hog);
+    drop(swap);
+    drop(nodes);
 }

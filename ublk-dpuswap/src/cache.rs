@@ -4,10 +4,17 @@
 //! start. Clean entries stand in one list and leave it by CLOCK (second chance); dirty entries are not in the list and
 //! so can never be evicted: that is what makes an acknowledged write safe.
 //!
+//! Arena, links and entries lie in the memory that survives; lists and counters are made anew from the entries that
+//! the page table names. An entry is complete before the table names it, and freed after the table stopped to.
+//!
 //! Invariant: every slot is either free or in exactly one entry's chain; an entry is in the clean list exactly when it
 //! is neither dirty nor being written.
 
+use bytemuck::{Pod, Zeroable};
+
 use crate::codec::Codec;
+use crate::memory::{Memory, PersistError, Slab, barrier};
+use crate::model::{pack_location, unpack_location};
 use crate::units::{EntryId, Location, PAGE_BYTES, PageNo};
 
 /// Bytes in a slot.
@@ -37,29 +44,62 @@ pub struct Entry {
     pub orphan: bool,
     /// Came into the cache by a read, not by a write.
     pub filled: bool,
-    used: bool,
-    referenced: bool,
+    /// Brought by read-ahead, and not asked for yet.
+    pub ahead: bool,
+}
+
+const USED: u32 = 1;
+const DIRTY: u32 = 1 << 1;
+const WRITING: u32 = 1 << 2;
+const ORPHAN: u32 = 1 << 3;
+const FILLED: u32 = 1 << 4;
+const REFERENCED: u32 = 1 << 5;
+const AHEAD: u32 = 1 << 6;
+const CODEC_SHIFT: u32 = 8;
+
+/// An entry as it lies in memory.
+#[derive(Debug, Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+struct RawEntry {
+    page: u32,
+    flags: u32,
+    seq: u64,
+    remote: u64,
+    payload_bytes: u32,
     first_slot: u32,
+}
+
+impl RawEntry {
+    fn has(&self, flag: u32) -> bool {
+        self.flags & flag != 0
+    }
+
+    fn codec(&self) -> Option<Codec> {
+        Codec::from_u8((self.flags >> CODEC_SHIFT) as u8)
+    }
+
+    fn decode(&self) -> Option<Entry> {
+        Some(Entry {
+            page: PageNo(self.page),
+            codec: self.codec()?,
+            payload_bytes: self.payload_bytes,
+            seq: self.seq,
+            remote: unpack_location(self.remote),
+            dirty: self.has(DIRTY),
+            writing: self.has(WRITING),
+            orphan: self.has(ORPHAN),
+            filled: self.has(FILLED),
+            ahead: self.has(AHEAD),
+        })
+    }
+}
+
+/// Neighbours in the clean list, or the next free entry.
+#[derive(Debug, Clone, Copy)]
+struct Link {
     prev: u32,
     next: u32,
 }
-
-const FREE_ENTRY: Entry = Entry {
-    page: PageNo(0),
-    codec: Codec::Raw,
-    payload_bytes: 0,
-    seq: 0,
-    remote: None,
-    dirty: false,
-    writing: false,
-    orphan: false,
-    filled: false,
-    used: false,
-    referenced: false,
-    first_slot: NIL,
-    prev: NIL,
-    next: NIL,
-};
 
 /// A page on its way into the cache.
 #[derive(Debug, Clone, Copy)]
@@ -74,15 +114,22 @@ pub struct NewEntry<'a> {
     pub seq: u64,
     /// Where it already is in remote memory; `None` makes the entry dirty.
     pub remote: Option<Location>,
+    /// Brought by read-ahead.
+    pub ahead: bool,
 }
 
 /// The cache.
 pub struct Cache {
-    arena: Vec<u8>,
-    links: Vec<u32>,
+    /// Entries brought by read-ahead that were asked for later.
+    pub ahead_used: u64,
+    /// Entries brought by read-ahead that left without having been asked for.
+    pub ahead_wasted: u64,
+    arena: Slab<u8>,
+    links: Slab<u32>,
+    entries: Slab<RawEntry>,
+    lists: Vec<Link>,
     free_slot: u32,
     free_slots: u32,
-    entries: Vec<Entry>,
     free_entry: u32,
     free_entries: u32,
     clean_head: u32,
@@ -95,28 +142,134 @@ fn slots_of(payload_bytes: usize) -> u32 {
     payload_bytes.div_ceil(SLOT_BYTES).max(1) as u32
 }
 
+fn slot_count(bytes: u64) -> u32 {
+    let least = 2 * u64::from(slots_of(PAGE_BYTES));
+    (bytes / SLOT_BYTES as u64).clamp(least, u64::from(u32::MAX - 1)) as u32
+}
+
+/// Finds out at recovery which entries and slots are in use.
+pub(crate) struct Claims {
+    slots: Vec<u64>,
+    entries: Vec<u64>,
+}
+
+fn claim(bits: &mut [u64], index: u32) -> bool {
+    let Some(word) = bits.get_mut(index as usize / 64) else { return false };
+    let bit = 1 << (index % 64);
+    let free = *word & bit == 0;
+    *word |= bit;
+    free
+}
+
+fn claimed(bits: &[u64], index: u32) -> bool {
+    bits.get(index as usize / 64).is_some_and(|word| word & 1 << (index % 64) != 0)
+}
+
 impl Cache {
-    /// A cache whose arena has `bytes` (at least the slots of two raw pages); links and entries come on top (~8 %).
-    pub fn new(bytes: u64) -> Self {
-        let slots = (bytes / SLOT_BYTES as u64)
-            .clamp(2 * slots_of(PAGE_BYTES) as u64, u64::from(u32::MAX - 1)) as u32;
+    /// Bytes of the memory that survives for a cache of `bytes`.
+    pub(crate) fn memory_bytes(bytes: u64) -> usize {
+        let slots = slot_count(bytes) as usize;
+        Memory::slab_bytes::<u8>(slots.saturating_mul(SLOT_BYTES))
+            .saturating_add(Memory::slab_bytes::<u32>(slots))
+            .saturating_add(Memory::slab_bytes::<RawEntry>(slots / SLOTS_PER_ENTRY as usize))
+    }
+
+    /// A cache whose arena has `bytes` (at least the slots of two raw pages), content as it lies in `memory`; all of it
+    /// counts as free until [`Cache::clear`] or [`Cache::rebuild`].
+    pub(crate) fn new(bytes: u64, memory: &mut Memory) -> Result<Self, PersistError> {
+        let slots = slot_count(bytes);
         let count = slots / SLOTS_PER_ENTRY;
-        let mut entries = vec![FREE_ENTRY; count as usize];
-        for (index, entry) in entries.iter_mut().enumerate() {
-            entry.next = if index as u32 + 1 == count { NIL } else { index as u32 + 1 };
-        }
-        Self {
-            arena: vec![0; slots as usize * SLOT_BYTES],
-            links: (1..=slots).map(|slot| if slot == slots { NIL } else { slot }).collect(),
-            free_slot: 0,
-            free_slots: slots,
-            entries,
-            free_entry: 0,
-            free_entries: count,
+        Ok(Self {
+            ahead_used: 0,
+            ahead_wasted: 0,
+            arena: memory.take(slots as usize * SLOT_BYTES)?,
+            links: memory.take(slots as usize)?,
+            entries: memory.take(count as usize)?,
+            lists: vec![Link { prev: NIL, next: NIL }; count as usize],
+            free_slot: NIL,
+            free_slots: 0,
+            free_entry: NIL,
+            free_entries: 0,
             clean_head: NIL,
             clean_tail: NIL,
             clean_slots: 0,
             clean_entries: 0,
+        })
+    }
+
+    /// Empties the cache.
+    pub(crate) fn clear(&mut self) {
+        let claims = self.claims();
+        self.rebuild(&claims);
+    }
+
+    pub(crate) fn claims(&self) -> Claims {
+        let bits = |count: usize| vec![0; count.div_ceil(64)];
+        Claims { slots: bits(self.links.len()), entries: bits(self.entries.len()) }
+    }
+
+    /// Takes over an entry that the page table names for `page`, when it is whole and no other page has it. What was
+    /// being written, or has a location that `valid` refuses, is dirty.
+    pub(crate) fn reclaim(
+        &mut self,
+        claims: &mut Claims,
+        id: EntryId,
+        page: PageNo,
+        valid: impl FnOnce(Location) -> bool,
+    ) -> Option<Entry> {
+        let raw = *self.entries.get(id.0 as usize)?;
+        let whole = raw.has(USED) && !raw.has(ORPHAN) && raw.page == page.0 && raw.codec().is_some();
+        let count = slots_of(raw.payload_bytes as usize);
+        if !whole || raw.payload_bytes as usize > PAGE_BYTES || claimed(&claims.entries, id.0) {
+            return None;
+        }
+        // The chain must be as long as the payload says: it ends in no slot.
+        let (mut slot, mut taken) = (raw.first_slot, 0);
+        while taken < count && (slot as usize) < self.links.len() && claim(&mut claims.slots, slot) {
+            slot = self.links[slot as usize];
+            taken += 1;
+        }
+        if taken < count || slot != NIL {
+            // What was claimed is given back: a damaged link may have led into another chain.
+            let mut back = raw.first_slot;
+            for _ in 0..taken {
+                claims.slots[back as usize / 64] &= !(1 << (back % 64));
+                back = self.links[back as usize];
+            }
+            return None;
+        }
+        claim(&mut claims.entries, id.0);
+        let clean = !raw.has(DIRTY) && !raw.has(WRITING);
+        let remote = unpack_location(raw.remote).filter(|_| clean).filter(|at| valid(*at));
+        let entry = &mut self.entries[id.0 as usize];
+        let codec_bits = raw.flags & (0xff << CODEC_SHIFT);
+        let keep = raw.flags & (FILLED | AHEAD);
+        entry.flags = codec_bits | USED | if remote.is_some() { keep } else { DIRTY };
+        entry.remote = remote.map_or(0, pack_location);
+        entry.decode()
+    }
+
+    /// Makes all lists and counters anew; entries and slots not in `claims` are free.
+    pub(crate) fn rebuild(&mut self, claims: &Claims) {
+        (self.free_slot, self.free_slots) = (NIL, 0);
+        (self.free_entry, self.free_entries) = (NIL, 0);
+        (self.clean_head, self.clean_tail, self.clean_slots, self.clean_entries) = (NIL, NIL, 0, 0);
+        for slot in (0..self.links.len() as u32).rev() {
+            if !claimed(&claims.slots, slot) {
+                self.links[slot as usize] = self.free_slot;
+                self.free_slot = slot;
+                self.free_slots += 1;
+            }
+        }
+        for id in (0..self.entries.len() as u32).rev() {
+            if !claimed(&claims.entries, id) {
+                self.entries[id as usize].flags = 0;
+                self.lists[id as usize] = Link { prev: NIL, next: self.free_entry };
+                self.free_entry = id;
+                self.free_entries += 1;
+            } else if !self.entries[id as usize].has(DIRTY) {
+                self.link_clean(id);
+            }
         }
     }
 
@@ -155,8 +308,8 @@ impl Cache {
     }
 
     /// The entry, when it is in use.
-    pub fn entry(&self, id: EntryId) -> Option<&Entry> {
-        self.entries.get(id.0 as usize).filter(|entry| entry.used)
+    pub fn entry(&self, id: EntryId) -> Option<Entry> {
+        self.entries.get(id.0 as usize).filter(|entry| entry.has(USED))?.decode()
     }
 
     /// Ids of all possible entries, for the rare walk over the whole cache.
@@ -166,35 +319,39 @@ impl Cache {
 
     /// Stores a page. `None` when it does not fit without evicting: see [`Cache::pop_victim`].
     pub fn insert(&mut self, new: &NewEntry<'_>) -> Option<EntryId> {
-        if !self.has_free(new.payload.len()) {
+        if new.payload.len() > PAGE_BYTES || !self.has_free(new.payload.len()) {
             return None;
         }
         let id = self.free_entry;
+        let next_free = self.lists.get(id as usize)?.next;
         let first_slot = self.take_slots(new.payload);
-        let entry = self.entries.get_mut(id as usize)?;
-        self.free_entry = entry.next;
+        self.free_entry = next_free;
         self.free_entries -= 1;
-        *entry = Entry {
-            page: new.page,
-            codec: new.codec,
-            payload_bytes: new.payload.len() as u32,
+        let clean = new.remote.is_some();
+        let ahead = if new.ahead { AHEAD } else { 0 };
+        let state = if clean { FILLED | ahead } else { DIRTY };
+        self.entries[id as usize] = RawEntry {
+            page: new.page.0,
+            flags: USED | state | (new.codec as u32) << CODEC_SHIFT,
             seq: new.seq,
-            remote: new.remote,
-            dirty: new.remote.is_none(),
-            filled: new.remote.is_some(),
-            used: true,
+            remote: new.remote.map_or(0, pack_location),
+            payload_bytes: new.payload.len() as u32,
             first_slot,
-            ..FREE_ENTRY
         };
-        if new.remote.is_some() {
+        if clean {
             self.link_clean(id);
         }
+        barrier();
         Some(EntryId(id))
+    }
+
+    fn used(&mut self, id: EntryId) -> Option<&mut RawEntry> {
+        self.entries.get_mut(id.0 as usize).filter(|entry| entry.has(USED))
     }
 
     /// Copies the payload of an entry into the start of `out`; gives its length.
     pub fn copy_out(&self, id: EntryId, out: &mut [u8]) -> usize {
-        let Some(entry) = self.entry(id) else { return 0 };
+        let Some(entry) = self.entries.get(id.0 as usize).filter(|entry| entry.has(USED)) else { return 0 };
         let len = (entry.payload_bytes as usize).min(out.len());
         let mut slot = entry.first_slot;
         for piece in out[..len].chunks_mut(SLOT_BYTES) {
@@ -205,11 +362,12 @@ impl Cache {
         len
     }
 
-    /// Notes that the entry was used, so that eviction passes it over once.
+    /// Notes that the entry was asked for, so that eviction passes it over once.
     pub fn touch(&mut self, id: EntryId) {
-        if let Some(entry) = self.entries.get_mut(id.0 as usize) {
-            entry.referenced = true;
-        }
+        let Some(entry) = self.used(id) else { return };
+        let ahead = entry.has(AHEAD);
+        entry.flags = (entry.flags | REFERENCED) & !AHEAD;
+        self.ahead_used += u64::from(ahead);
     }
 
     /// The clean entry that CLOCK gives up next. It stays in the cache until [`Cache::free`].
@@ -217,10 +375,10 @@ impl Cache {
         for _ in 0..=self.clean_entries {
             let id = self.clean_head;
             let entry = self.entries.get_mut(id as usize)?;
-            if !entry.referenced {
+            if !entry.has(REFERENCED) {
                 return Some(EntryId(id));
             }
-            entry.referenced = false;
+            entry.flags &= !REFERENCED;
             self.unlink_clean(id);
             self.link_clean(id);
         }
@@ -229,60 +387,72 @@ impl Cache {
 
     /// Marks a dirty entry as being written back.
     pub fn begin_write(&mut self, id: EntryId) {
-        if let Some(entry) = self.entries.get_mut(id.0 as usize) {
-            entry.writing = true;
+        if let Some(entry) = self.used(id) {
+            entry.flags |= WRITING;
         }
     }
 
     /// Ends a write-back: clean at `remote`, or dirty as before when `None`.
     pub fn end_write(&mut self, id: EntryId, remote: Option<Location>) {
-        let Some(entry) = self.entries.get_mut(id.0 as usize) else { return };
-        entry.writing = false;
-        if remote.is_some() {
-            entry.remote = remote;
-            entry.dirty = false;
-            self.link_clean(id.0);
-        }
+        let Some(entry) = self.used(id) else { return };
+        let Some(at) = remote else {
+            entry.flags &= !WRITING;
+            return;
+        };
+        entry.remote = pack_location(at);
+        barrier();
+        entry.flags &= !(WRITING | DIRTY);
+        barrier();
+        self.link_clean(id.0);
     }
 
     /// Makes a clean entry dirty again, because its remote copy is gone. Gives the lost location.
     pub fn make_dirty(&mut self, id: EntryId) -> Option<Location> {
-        let entry = self.entries.get_mut(id.0 as usize).filter(|entry| entry.used)?;
-        let old = entry.remote.take()?;
-        entry.dirty = true;
+        let entry = self.used(id).filter(|entry| !entry.has(DIRTY))?;
+        let old = unpack_location(entry.remote)?;
+        entry.flags = (entry.flags | DIRTY) & !(FILLED | AHEAD);
+        barrier();
+        entry.remote = 0;
+        barrier();
         self.unlink_clean(id.0);
         Some(old)
     }
 
     /// Records that the remote copy of a clean entry has moved.
     pub fn moved(&mut self, id: EntryId, remote: Location) {
-        if let Some(entry) = self.entries.get_mut(id.0 as usize) {
-            entry.remote = Some(remote);
+        if let Some(entry) = self.used(id) {
+            entry.remote = pack_location(remote);
+            barrier();
         }
     }
 
     /// Marks an entry that is being written as no longer wanted.
     pub fn orphan(&mut self, id: EntryId) {
-        if let Some(entry) = self.entries.get_mut(id.0 as usize) {
-            entry.orphan = true;
+        if let Some(entry) = self.used(id) {
+            entry.flags |= ORPHAN;
         }
     }
 
     /// Gives the entry and its slots back.
     pub fn free(&mut self, id: EntryId) {
-        let Some(entry) = self.entry(id).copied() else { return };
-        if entry.remote.is_some() {
+        let Some(entry) = self.entries.get(id.0 as usize).copied().filter(|entry| entry.has(USED)) else {
+            return;
+        };
+        if !entry.has(DIRTY) {
             self.unlink_clean(id.0);
         }
+        self.ahead_wasted += u64::from(entry.has(AHEAD));
         let mut last = entry.first_slot;
         let count = slots_of(entry.payload_bytes as usize);
         for _ in 1..count {
             last = self.links[last as usize];
         }
+        barrier();
         self.links[last as usize] = self.free_slot;
         self.free_slot = entry.first_slot;
         self.free_slots += count;
-        self.entries[id.0 as usize] = Entry { next: self.free_entry, ..FREE_ENTRY };
+        self.entries[id.0 as usize].flags = 0;
+        self.lists[id.0 as usize] = Link { prev: NIL, next: self.free_entry };
         self.free_entry = id.0;
         self.free_entries += 1;
     }
@@ -308,30 +478,27 @@ impl Cache {
 
     fn link_clean(&mut self, id: u32) {
         let tail = self.clean_tail;
-        let entry = &mut self.entries[id as usize];
-        entry.prev = tail;
-        entry.next = NIL;
-        let slots = slots_of(entry.payload_bytes as usize);
-        match self.entries.get_mut(tail as usize) {
+        self.lists[id as usize] = Link { prev: tail, next: NIL };
+        match self.lists.get_mut(tail as usize) {
             Some(last) => last.next = id,
             None => self.clean_head = id,
         }
         self.clean_tail = id;
-        self.clean_slots += slots;
+        self.clean_slots += slots_of(self.entries[id as usize].payload_bytes as usize);
         self.clean_entries += 1;
     }
 
     fn unlink_clean(&mut self, id: u32) {
-        let Entry { prev, next, payload_bytes, .. } = self.entries[id as usize];
-        match self.entries.get_mut(prev as usize) {
-            Some(entry) => entry.next = next,
+        let Link { prev, next } = self.lists[id as usize];
+        match self.lists.get_mut(prev as usize) {
+            Some(link) => link.next = next,
             None => self.clean_head = next,
         }
-        match self.entries.get_mut(next as usize) {
-            Some(entry) => entry.prev = prev,
+        match self.lists.get_mut(next as usize) {
+            Some(link) => link.prev = prev,
             None => self.clean_tail = prev,
         }
-        self.clean_slots -= slots_of(payload_bytes as usize);
+        self.clean_slots -= slots_of(self.entries[id as usize].payload_bytes as usize);
         self.clean_entries -= 1;
     }
 }
@@ -350,12 +517,12 @@ impl Cache {
         };
         assert_eq!(take(self.free_slot, self.free_slots), NIL, "the free list ends where it should");
         let (mut clean, mut clean_slots, mut used) = (0, 0, 0);
-        for entry in self.entries.iter().filter(|entry| entry.used) {
+        for entry in self.entries.iter().filter(|entry| entry.has(USED)) {
             let slots = slots_of(entry.payload_bytes as usize);
             assert_eq!(take(entry.first_slot, slots), NIL, "a chain ends where it should");
-            assert_eq!(entry.dirty, entry.remote.is_none());
+            assert!(entry.has(DIRTY) || entry.remote != 0);
             used += 1;
-            if entry.remote.is_some() {
+            if !entry.has(DIRTY) {
                 clean += 1;
                 clean_slots += slots;
             }
@@ -366,7 +533,7 @@ impl Cache {
         let (mut walked, mut id) = (0, self.clean_head);
         while id != NIL {
             walked += 1;
-            id = self.entries[id as usize].next;
+            id = self.lists[id as usize].next;
         }
         assert_eq!(walked, clean, "the clean list has every clean entry");
     }
@@ -379,12 +546,26 @@ mod tests {
 
     fn new(page: u32, payload: &[u8], clean: bool) -> NewEntry<'_> {
         let at = Location { block: BlockId(0), offset_units: 0, len_bytes: 100 };
-        NewEntry { page: PageNo(page), codec: Codec::Raw, payload, seq: 1, remote: clean.then_some(at) }
+        NewEntry {
+            page: PageNo(page),
+            codec: Codec::Raw,
+            payload,
+            seq: 1,
+            remote: clean.then_some(at),
+            ahead: false,
+        }
+    }
+
+    fn cache(bytes: u64) -> Cache {
+        let mut memory = Memory::anonymous(Cache::memory_bytes(bytes)).unwrap();
+        let mut cache = Cache::new(bytes, &mut memory).unwrap();
+        cache.clear();
+        cache
     }
 
     #[test]
     fn payloads_of_every_length_come_back_whole() {
-        let mut cache = Cache::new(64 << 10);
+        let mut cache = cache(64 << 10);
         for len in [0, 1, 255, 256, 257, 3000, 4096] {
             let payload: Vec<u8> = (0..len).map(|i| (i * 7) as u8).collect();
             let id = cache.insert(&new(1, &payload, false)).unwrap();
@@ -399,7 +580,7 @@ mod tests {
 
     #[test]
     fn dirty_entries_are_never_offered_for_eviction_and_used_ones_get_a_second_chance() {
-        let mut cache = Cache::new(64 << 10);
+        let mut cache = cache(64 << 10);
         let dirty = cache.insert(&new(1, &[1; 100], false)).unwrap();
         assert_eq!(cache.pop_victim(), None);
         let old = cache.insert(&new(2, &[2; 100], true)).unwrap();
@@ -416,7 +597,7 @@ mod tests {
 
     #[test]
     fn a_full_cache_refuses_and_loses_nothing() {
-        let mut cache = Cache::new(8192);
+        let mut cache = cache(8192);
         let page = [9; PAGE_BYTES];
         let a = cache.insert(&new(1, &page, false)).unwrap();
         let _b = cache.insert(&new(2, &page, false)).unwrap();

@@ -1,10 +1,15 @@
-//! What happens to one page's bytes: same-filled check, LZ4, and back.
+//! What happens to one page's bytes: same-filled check, LZ4, zstd for pages that stay long, and back.
 //!
 //! Invariant: `decompress(compress(page)) == page`, and neither direction allocates.
 
 use lz4_flex::block::{CompressTable, compress_into_with_table, decompress_into, get_maximum_output_size};
 
-use crate::units::PAGE_BYTES;
+use zstd_safe::{CCtx, DCtx};
+
+use crate::units::{PAGE_BYTES, UNIT_BYTES};
+
+/// Higher levels need many times the time for a few per cent.
+const ZSTD_LEVEL: i32 = 1;
 
 /// A page whose LZ4 form is longer than this is kept raw: little would be saved, and every read would pay for it.
 pub const RAW_ABOVE_BYTES: usize = PAGE_BYTES * 3 / 4;
@@ -17,6 +22,8 @@ pub enum Codec {
     Raw = 0,
     /// One LZ4 block.
     Lz4 = 1,
+    /// One zstd frame: smaller and slower, for pages that nobody has asked for in a while.
+    Zstd = 2,
 }
 
 impl Codec {
@@ -25,6 +32,7 @@ impl Codec {
         match number {
             0 => Some(Self::Raw),
             1 => Some(Self::Lz4),
+            2 => Some(Self::Zstd),
             _ => None,
         }
     }
@@ -84,16 +92,90 @@ impl Compressor {
     }
 }
 
-/// Restores a page into `page`. `false` when the payload does not give exactly one page.
-#[must_use]
-pub fn decompress(codec: Codec, payload: &[u8], page: &mut [u8]) -> bool {
-    match codec {
-        Codec::Raw if payload.len() == page.len() => {
-            page.copy_from_slice(payload);
-            true
+/// One thread's decompressor: zstd needs a context, which is allocated once.
+pub struct Decompressor {
+    zstd: DCtx<'static>,
+}
+
+impl Default for Decompressor {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Decompressor {
+    /// A decompressor for pages.
+    pub fn new() -> Self {
+        Self { zstd: DCtx::create() }
+    }
+
+    /// Restores a page into `page`. `false` when the payload does not give exactly one page.
+    #[must_use]
+    pub fn decompress(&mut self, codec: Codec, payload: &[u8], page: &mut [u8]) -> bool {
+        match codec {
+            Codec::Raw if payload.len() == page.len() => {
+                page.copy_from_slice(payload);
+                true
+            }
+            Codec::Raw => false,
+            Codec::Lz4 => decompress_into(payload, page).is_ok_and(|len| len == page.len()),
+            Codec::Zstd => self.zstd.decompress(page, payload).is_ok_and(|len| len == page.len()),
         }
-        Codec::Raw => false,
-        Codec::Lz4 => decompress_into(payload, page).is_ok_and(|len| len == page.len()),
+    }
+}
+
+/// Compresses cold pages once more: zstd level 1, whose context is allocated and warm from the start.
+pub struct Recompressor {
+    zstd: CCtx<'static>,
+    output: Box<[u8]>,
+    page: Box<[u8; PAGE_BYTES]>,
+}
+
+impl Default for Recompressor {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Recompressor {
+    /// A recompressor for pages.
+    pub fn new() -> Self {
+        let output = vec![0; zstd_safe::compress_bound(PAGE_BYTES)].into_boxed_slice();
+        let mut new = Self { zstd: CCtx::create(), output, page: Box::new([0; PAGE_BYTES]) };
+        // The first page makes the context allocate its tables; every later one is of the same size.
+        for (index, byte) in new.page.iter_mut().enumerate() {
+            *byte = ((index * index) >> 3) as u8;
+        }
+        let _ = new.zstd.compress(&mut new.output[..], &new.page[..], ZSTD_LEVEL);
+        new
+    }
+
+    /// The zstd form of `page`, when it is at most [`RAW_ABOVE_BYTES`] long and shorter than `than_bytes`.
+    pub fn compress(&mut self, page: &[u8], than_bytes: usize) -> Option<&[u8]> {
+        let len = self.zstd.compress(&mut self.output[..], page, ZSTD_LEVEL).ok()?;
+        if len > RAW_ABOVE_BYTES || len >= than_bytes { None } else { self.output.get(..len) }
+    }
+
+    /// Replaces a payload that is not zstd yet by its zstd form, in place, when that saves at least a unit of remote
+    /// memory. Gives its new length.
+    pub fn recompress(
+        &mut self,
+        decompressor: &mut Decompressor,
+        codec: Codec,
+        payload: &mut [u8],
+    ) -> Option<usize> {
+        if codec == Codec::Zstd || payload.len() <= UNIT_BYTES {
+            return None;
+        }
+        if !decompressor.decompress(codec, payload, &mut self.page[..]) {
+            return None;
+        }
+        let len = self.zstd.compress(&mut self.output[..], &self.page[..], ZSTD_LEVEL).ok()?;
+        if len > RAW_ABOVE_BYTES || len + UNIT_BYTES > payload.len() {
+            return None;
+        }
+        payload[..len].copy_from_slice(&self.output[..len]);
+        Some(len)
     }
 }
 
@@ -130,15 +212,24 @@ mod tests {
             let (codec, payload) = compressor.compress(&page);
             prop_assert!(payload.len() <= PAGE_BYTES);
             let mut back = vec![0xaa; PAGE_BYTES];
-            prop_assert!(decompress(codec, payload, &mut back));
-            prop_assert_eq!(back, page);
+            let mut decompressor = Decompressor::new();
+            prop_assert!(decompressor.decompress(codec, payload, &mut back));
+            prop_assert_eq!(&back, &page);
+            let mut again = payload.to_vec();
+            if let Some(len) = Recompressor::new().recompress(&mut decompressor, codec, &mut again) {
+                prop_assert!(len + UNIT_BYTES <= payload.len());
+                back.fill(0xaa);
+                prop_assert!(decompressor.decompress(Codec::Zstd, &again[..len], &mut back));
+                prop_assert_eq!(&back, &page);
+            }
         }
 
         #[test]
         fn arbitrary_payloads_never_panic(payload in any::<Vec<u8>>()) {
             let mut page = vec![0; PAGE_BYTES];
-            let _ = decompress(Codec::Lz4, &payload, &mut page);
-            let _ = decompress(Codec::Raw, &payload, &mut page);
+            for codec in [Codec::Raw, Codec::Lz4, Codec::Zstd] {
+                let _ = Decompressor::new().decompress(codec, &payload, &mut page);
+            }
         }
     }
 }

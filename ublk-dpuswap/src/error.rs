@@ -32,6 +32,15 @@ pub enum Error {
         /// Blocks it has.
         capacity_blocks: u32,
     },
+    /// The mapping that outlives the process.
+    #[error("the device's memory: {0}")]
+    Memory(#[from] crate::model::PersistError),
+    /// Where nodes are announced.
+    #[error(transparent)]
+    Discover(#[from] crate::discover::DiscoverError),
+    /// The key that device and nodes share.
+    #[error(transparent)]
+    Key(#[from] crate::secure::KeyFileError),
     /// An option that cannot be.
     #[error("{0}")]
     Option(String),
@@ -64,9 +73,9 @@ pub enum IoError {
     /// The page's only copy is on a node that does not answer.
     #[error("node {0} does not answer")]
     NodeDown(NodeId),
-    /// The page's only copy was on a node that has forgotten it.
-    #[error("node {0} has restarted and lost the page")]
-    Lost(NodeId),
+    /// Every copy of the page was on nodes that have forgotten it.
+    #[error("its nodes have restarted and lost the page")]
+    Lost,
     /// The page's record on the node is not what was written.
     #[error("a damaged record on node {0}: {1}")]
     Record(NodeId, RecordError),

@@ -1,136 +1,163 @@
-//! The ublk front: block requests to page operations, and errors to errnos (here and nowhere else).
+//! The ublk front: what the device is to the kernel, and how an engine is made for it. It holds no policy.
+//!
+//! Everything that a swapped-on device must not lose with its daemon is in a file on a `noswap` tmpfs of the device's own
+//! ([`crate::durable`]): a killed daemon's successor maps the same file and goes on.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
-use ublk_target::{DeviceSpec, DiscardSpec, Done, Errno, Op, Payload, QueueHandler, Reply, Request, Target};
+use ublk_target::{DeviceSpec, DiscardSpec, Recovery, Target};
 
-use crate::engine::{Engine, QueueContext};
-use crate::error::IoError;
-use crate::units::{PAGE_BYTES, PageNo};
+use crate::durable::Durable;
+use crate::engine::{Config, Engine, QueueWorker, memory_bytes};
+use crate::error::Error;
+use crate::membership::{announced, follow};
+use crate::memory::Memory;
+use crate::remote::NodeOptions;
+use crate::units::PAGE_BYTES;
 
-/// Sectors (512 bytes) of a page.
-const PAGE_SECTORS: u64 = PAGE_BYTES as u64 / 512;
 /// The longest discard taken in one request; the kernel splits longer ones.
 const MAX_DISCARD_BYTES: u64 = 1 << 30;
+/// Room in each queue's ring beside the device's own commands: a receive and a send per node, and some.
+const RING_ENTRIES: u16 = 256;
+
+/// What a device is made of.
+#[derive(Clone)]
+pub struct Plan {
+    /// The engine's settings.
+    pub config: Config,
+    /// Requests in flight per queue.
+    pub depth: u16,
+    /// Names of the nodes.
+    pub nodes: Vec<String>,
+    /// Where more of them are announced.
+    pub discover: Option<String>,
+    /// How nodes are reached.
+    pub options: NodeOptions,
+    /// Take over what a killed daemon left.
+    pub recover: bool,
+    /// Keep the state in plain memory: the device does not survive its daemon.
+    pub volatile: bool,
+}
 
 /// The swap device as a ublk target.
 pub struct SwapDevice {
-    engine: Arc<Engine>,
-    queues: u16,
-    depth: u16,
+    plan: Plan,
+    engine: OnceLock<Arc<Engine>>,
+    durable: OnceLock<Durable>,
 }
 
+type Boxed = Box<dyn std::error::Error + Send + Sync>;
+
 impl SwapDevice {
-    /// A device over an engine whose threads do not run yet: [`Target::bind`] starts them.
-    pub fn new(engine: Engine, queues: u16, depth: u16) -> Self {
-        Self { engine: Arc::new(engine), queues, depth }
+    /// A device as planned. It is made when its number is known: [`Target::bind`].
+    pub fn new(plan: Plan) -> Self {
+        Self { plan, engine: OnceLock::new(), durable: OnceLock::new() }
+    }
+
+    fn make(&self, id: u32) -> Result<Engine, Error> {
+        let plan = &self.plan;
+        let bytes = memory_bytes(&plan.config);
+        let memory = match (plan.volatile, plan.recover) {
+            (true, _) => Memory::anonymous(bytes)
+                .map_err(|source| Error::System { what: format!("{bytes} bytes of memory"), source })?,
+            (false, false) => self.keep(Durable::create(id, bytes)?).memory(bytes)?,
+            (false, true) => self.keep(Durable::reopen(id)?).memory(bytes)?,
+        };
+        if plan.recover {
+            let remake = |name: &str, client_id| plan.options.open(name, client_id);
+            let (engine, found) = Engine::recover(plan.config.clone(), memory, remake)?;
+            log::warn!(
+                "device {id}: goes on with {} pages ({} of them only here) in {} blocks, {} repaired",
+                found.pages,
+                found.dirty,
+                found.blocks,
+                found.repaired
+            );
+            return Ok(engine);
+        }
+        let (client_id, page_key) = (random_number()?, random_bytes()?);
+        let mut names = plan.nodes.clone();
+        if let Some(discover) = &plan.discover {
+            names.extend(announced(discover)?.into_iter().filter(|address| !plan.nodes.contains(address)));
+        }
+        let nodes = names.iter().map(|name| plan.options.open(name, client_id)).collect::<Result<_, _>>()?;
+        Engine::open(plan.config.clone(), memory, client_id, page_key, nodes)
+    }
+
+    fn keep(&self, durable: Durable) -> &Durable {
+        self.durable.get_or_init(|| durable)
+    }
+
+    fn engine(&self) -> Result<&Arc<Engine>, Boxed> {
+        self.engine.get().ok_or_else(|| "the device is not bound to its number yet".into())
     }
 }
 
-/// One queue of the device.
-pub struct SwapQueue {
-    engine: Arc<Engine>,
-    context: QueueContext,
+/// A number that nobody else has.
+///
+/// # Errors
+/// The system has no random numbers.
+pub fn random_number() -> Result<u64, Error> {
+    Ok(u64::from_le_bytes(random_bytes()?))
+}
+
+fn random_bytes<const N: usize>() -> Result<[u8; N], Error> {
+    let mut bytes = [0; N];
+    // SAFETY: the array is valid for writes of its length.
+    let got = unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), N, 0) };
+    if got == N as isize {
+        return Ok(bytes);
+    }
+    Err(Error::System { what: "random numbers".to_owned(), source: std::io::Error::last_os_error() })
 }
 
 impl Target for SwapDevice {
-    type Queue = SwapQueue;
+    type Queue = QueueWorker;
 
     fn kind(&self) -> &'static str {
         "dpuswap"
     }
 
     fn spec(&self) -> DeviceSpec {
-        let size_bytes = u64::from(self.engine.pages()) * PAGE_BYTES as u64;
+        let size_bytes = u64::from(self.plan.config.pages) * PAGE_BYTES as u64;
         let most = size_bytes.min(MAX_DISCARD_BYTES);
         let granularity_bytes = PAGE_BYTES as u32;
         DeviceSpec {
-            queues: self.queues,
-            depth: self.depth,
+            queues: self.plan.config.queues,
+            depth: self.plan.depth,
             discard: Some(DiscardSpec { granularity_bytes, max_bytes: most, max_write_zeroes_bytes: most }),
+            // A swap-out is a whole page: sending it again changes nothing.
+            recovery: if self.plan.volatile { Recovery::None } else { Recovery::Reissue },
+            ring_entries: RING_ENTRIES,
             ..DeviceSpec::new(size_bytes)
         }
     }
 
-    fn bind(&self, _: u32) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-        Ok(self.engine.start()?)
+    fn bind(&self, id: u32) -> Result<(), Boxed> {
+        let engine = Arc::new(self.make(id)?);
+        engine.start()?;
+        if let Some(discover) = &self.plan.discover {
+            let (options, client_id) = (self.plan.options.clone(), engine.client_id());
+            follow(discover, &engine, move |name| options.open(name, client_id))?;
+        }
+        self.engine.set(engine).map_err(|_| "bound twice".into())
     }
 
-    fn open_queue(&self, queue: u16) -> Result<SwapQueue, Box<dyn std::error::Error + Send + Sync>> {
-        Ok(SwapQueue { engine: Arc::clone(&self.engine), context: self.engine.queue(queue) })
+    fn open_queue(&self, queue: u16) -> Result<QueueWorker, Boxed> {
+        Ok(self.engine()?.queue(queue, self.plan.depth))
     }
 
     fn stats(&self) -> serde_json::Value {
-        serde_json::to_value(self.engine.report()).unwrap_or_default()
+        let report = self.engine.get().map(|engine| engine.report());
+        serde_json::to_value(report).unwrap_or_default()
     }
 
     fn stopped(&self) {
-        self.engine.stop();
-    }
-}
-
-/// The pages of a request: the device's logical block is a page, so anything else is the kernel's error.
-fn pages_of(request: &Request) -> Result<(PageNo, u32), Errno> {
-    let whole = request.sector.is_multiple_of(PAGE_SECTORS)
-        && u64::from(request.sectors).is_multiple_of(PAGE_SECTORS);
-    let first = u32::try_from(request.sector / PAGE_SECTORS).ok().filter(|_| whole);
-    let first = first.ok_or(Errno::new(libc::EINVAL))?;
-    Ok((PageNo(first), request.sectors / PAGE_SECTORS as u32))
-}
-
-impl QueueHandler for SwapQueue {
-    fn handle(&mut self, request: &Request, payload: &mut Payload<'_>) -> Reply {
-        self.execute(request, payload).into()
-    }
-}
-
-impl SwapQueue {
-    fn execute(&mut self, request: &Request, payload: &mut Payload<'_>) -> Result<Done, Errno> {
-        if request.op == Op::Flush {
-            return Ok(Done::Whole);
+        if let Some(engine) = self.engine.get() {
+            engine.stop();
         }
-        let (first, count) = pages_of(request)?;
-        let done = match request.op {
-            Op::Read => {
-                self.engine.swap_in(&mut self.context, first, payload.buffer_mut().ok_or(Errno::EIO)?)
-            }
-            Op::Write => {
-                self.engine.swap_out(&mut self.context, first, payload.buffer_mut().ok_or(Errno::EIO)?)
-            }
-            // A dropped page reads as zeros, which is all that write-zeroes asks.
-            Op::Discard | Op::WriteZeroes => self.engine.discard(first, count),
-            _ => return Err(Errno::EOPNOTSUPP),
-        };
-        done.map(|()| Done::Whole).map_err(errno)
-    }
-}
-
-/// What the kernel is told. It keeps a page whose swap-out failed, and ends the process whose swap-in failed.
-fn errno(error: IoError) -> Errno {
-    match error {
-        IoError::Range => Errno::new(libc::EINVAL),
-        IoError::NoSpace => Errno::ENOSPC,
-        IoError::NodeDown(_)
-        | IoError::Lost(_)
-        | IoError::Record(..)
-        | IoError::NoNode
-        | IoError::Retries => Errno::EIO,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn request(sector: u64, sectors: u32) -> Request {
-        Request { op: Op::Read, sector, sectors, fua: false, tag: 0, fetched_ns: 0 }
-    }
-
-    #[test]
-    fn requests_become_pages_and_unaligned_ones_are_refused() {
-        assert_eq!(pages_of(&request(16, 24)), Ok((PageNo(2), 3)));
-        assert_eq!(pages_of(&request(1, 8)), Err(Errno::new(libc::EINVAL)));
-        assert_eq!(pages_of(&request(8, 7)), Err(Errno::new(libc::EINVAL)));
-        assert_eq!(pages_of(&request(u64::MAX / 8 * 8, 8)), Err(Errno::new(libc::EINVAL)));
+        if let Some(durable) = self.durable.get() {
+            durable.remove();
+        }
     }
 }

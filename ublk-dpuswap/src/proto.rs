@@ -1,45 +1,56 @@
 //! The wire format between the swap device and a memory node. Pure: no sockets here.
 //!
-//! Every message is a 32-byte little-endian header and a payload. The first eight bytes of the header keep their
-//! meaning in every version, so that two builds can always tell each other which version they speak.
+//! Every message is a 32-byte little-endian header and a payload; on a connection that both ends have proven a key for,
+//! a 16-byte tag follows ([`crate::secure`]). The first eight bytes of the header keep their meaning in every version,
+//! so that two builds can always tell each other which version they speak.
 //!
 //! | bytes | field |
 //! |---|---|
 //! | 0..4 | magic `DPSW` |
-//! | 4..6 | version, 1 |
+//! | 4..6 | version, 2 |
 //! | 6 | opcode |
 //! | 7 | flags: bit 0 = reply; others 0 |
 //! | 8..16 | request id; a reply repeats it |
 //! | 16..20 | status (replies; 0 in requests) |
-//! | 20..24 | payload bytes, at most [`MAX_PAYLOAD_BYTES`] |
-//! | 24..28 | crc32c of the header with this field 0, then the payload |
+//! | 20..24 | payload bytes, at most [`MAX_PAYLOAD_BYTES`]; the tag is not counted |
+//! | 24..28 | crc32c of the header with this field 0, then the payload; 0 where a tag follows |
 //! | 28..32 | 0 |
+//!
+//! Requests on a connection are answered in order, so a client may send several before it looks for answers.
 //!
 //! Invariant: no length from outside is believed before it is checked against the limits below; a message that is
 //! accepted is the one that was sent.
 
-use crate::units::BLOCK_BYTES;
+use crate::units::{BLOCK_BYTES, RemoteBlock};
 
 /// Bytes of a header.
 pub const HEADER_BYTES: usize = 32;
 /// The version this build speaks.
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;
+/// Bytes of the tag behind a message on a connection with a key.
+pub const TAG_BYTES: usize = 16;
 /// Bytes of the fixed part of a WRITE or READ request.
 pub const RANGE_BYTES: usize = 16;
 /// Most bytes of page data in one message.
 pub const MAX_DATA_BYTES: usize = BLOCK_BYTES;
 /// Most bytes of payload in one message.
 pub const MAX_PAYLOAD_BYTES: usize = RANGE_BYTES + MAX_DATA_BYTES;
-/// Most block numbers in one RESERVE or RELEASE.
+/// Most blocks in one RESERVE, RELEASE or HELD.
 pub const MAX_BLOCKS_PER_MESSAGE: usize = 256;
 /// Bytes of the body of HELLO.
 pub const HELLO_BYTES: usize = 32;
 /// Bytes of the body of the replies to HELLO and STAT.
-pub const INFO_BYTES: usize = 32;
-/// Bytes before the block numbers in RELEASE and in the reply to RESERVE.
+pub const INFO_BYTES: usize = 64;
+/// Bytes of a handshake message: an ephemeral public key and a tag.
+pub const HANDSHAKE_BYTES: usize = 48;
+/// Bytes before the blocks in RELEASE and in the replies to RESERVE and HELD.
 pub const LIST_HEAD_BYTES: usize = 8;
+/// Bytes of a block in a list.
+pub const LIST_ITEM_BYTES: usize = 8;
 /// The longest payload that carries no page data.
-pub const MAX_CONTROL_BYTES: usize = LIST_HEAD_BYTES + 4 * MAX_BLOCKS_PER_MESSAGE;
+pub const MAX_CONTROL_BYTES: usize = LIST_HEAD_BYTES + LIST_ITEM_BYTES * MAX_BLOCKS_PER_MESSAGE;
+/// Flag in [`Info`]: the node is about to end. It lends nothing more and wants everything back.
+pub const INFO_DRAINING: u32 = 1;
 const MAGIC: [u8; 4] = *b"DPSW";
 const FLAG_REPLY: u8 = 1;
 
@@ -61,12 +72,17 @@ pub enum Opcode {
     Stat = 6,
     /// Ends a connection on purpose; after the last one the node takes the client's blocks back at once.
     Bye = 7,
+    /// Asks which blocks the client holds, page by page.
+    Held = 8,
+    /// Comes before HELLO when both ends have a key: the two messages of the handshake.
+    Secure = 9,
 }
 
 impl Opcode {
     fn from_u8(number: u8) -> Option<Self> {
-        use Opcode::{Bye, Hello, Read, Release, Reserve, Stat, Write};
-        [Hello, Reserve, Release, Write, Read, Stat, Bye].into_iter().find(|op| *op as u8 == number)
+        use Opcode::{Bye, Held, Hello, Read, Release, Reserve, Secure, Stat, Write};
+        let known = [Hello, Reserve, Release, Write, Read, Stat, Bye, Held, Secure];
+        known.into_iter().find(|op| *op as u8 == number)
     }
 }
 
@@ -86,14 +102,32 @@ pub enum Status {
     Stale = 4,
     /// The node has as many connections as it allows.
     Busy = 5,
+    /// The block has been lent anew since: the message names an earlier generation.
+    Reused = 6,
+    /// The client has as many blocks as it may have.
+    Quota = 7,
+    /// The node is about to end and lends nothing more.
+    Draining = 8,
+    /// The node wants a key, and the client came without one.
+    KeyNeeded = 9,
+    /// The node has no key, and the client came with one.
+    NoKey = 10,
+    /// The client's key is not the node's.
+    WrongKey = 11,
     /// A status this build does not know.
     Unknown = 255,
 }
 
 impl Status {
     fn from_u32(number: u32) -> Self {
-        use Status::{BadRequest, Busy, NotYours, Ok, Stale, Version};
-        let known = [Ok, BadRequest, Version, NotYours, Stale, Busy];
+        use Status::{
+            BadRequest, Busy, Draining, KeyNeeded, NoKey, NotYours, Ok, Quota, Reused, Stale, Version,
+            WrongKey,
+        };
+        let known = [
+            Ok, BadRequest, Version, NotYours, Stale, Busy, Reused, Quota, Draining, KeyNeeded, NoKey,
+            WrongKey,
+        ];
         known.into_iter().find(|status| *status as u32 == number).unwrap_or(Status::Unknown)
     }
 }
@@ -107,6 +141,14 @@ impl std::fmt::Display for Status {
             Self::NotYours => "the block is not reserved by this client",
             Self::Stale => "the client has reconnected meanwhile",
             Self::Busy => "too many connections",
+            Self::Reused => "the block has been lent anew since",
+            Self::Quota => "the client's quota is used up",
+            Self::Draining => "the node is about to end and lends nothing more",
+            Self::KeyNeeded => {
+                "the node wants a key (--key-file), the client has none (--insecure-plaintext)"
+            }
+            Self::NoKey => "the node has no key (--insecure-plaintext), the client has one (--key-file)",
+            Self::WrongKey => "the client's key is not the node's: copy the node's key file (--key-file)",
             Self::Unknown => "unknown status",
         })
     }
@@ -138,7 +180,7 @@ pub enum ProtoError {
     /// Another version of the protocol.
     #[error("it speaks version {0} of the protocol, this build speaks {VERSION}")]
     Version(u16),
-    /// An opcode, a flag or a reserved field that version 1 does not have.
+    /// An opcode, a flag or a reserved field that this version does not have.
     #[error("unknown opcode or flags")]
     Field,
     /// More payload than any message may have.
@@ -147,6 +189,11 @@ pub enum ProtoError {
     /// The checksum does not match.
     #[error("checksum mismatch")]
     Crc,
+    /// The tag does not match.
+    #[error(
+        "a message is not what the holder of the key sent: it was changed, replayed, or comes from someone else"
+    )]
+    Forged,
     /// A body that is too short, too long or contradicts itself.
     #[error("malformed body")]
     Body,
@@ -174,6 +221,29 @@ impl Header {
         out[16..20].copy_from_slice(&(self.status as u32).to_le_bytes());
         out[20..24].copy_from_slice(&self.payload_bytes.to_le_bytes());
         out
+    }
+
+    /// Whether page data may follow the header. All other payloads are at most [`MAX_CONTROL_BYTES`] long.
+    pub fn carries_data(&self) -> bool {
+        match self.opcode {
+            Opcode::Write => !self.reply,
+            Opcode::Read => self.reply,
+            _ => false,
+        }
+    }
+
+    /// Bytes at the beginning of the payload that a sealed message carries in clear, though under its tag: the fixed part
+    /// of a WRITE or READ request. All that follows is encrypted.
+    pub fn clear_bytes(&self) -> usize {
+        match self.opcode {
+            Opcode::Write | Opcode::Read if !self.reply => RANGE_BYTES.min(self.payload_bytes as usize),
+            _ => 0,
+        }
+    }
+
+    /// The header's bytes without a checksum, for a message with a tag.
+    pub fn encode_sealed(&self) -> [u8; HEADER_BYTES] {
+        self.encode_blank()
     }
 
     /// The header's bytes, with the checksum over itself and the payload, given in two parts.
@@ -246,6 +316,9 @@ pub struct Hello {
     pub incarnation: u64,
     /// Bytes of a block, so that both sides mean the same.
     pub block_bytes: u32,
+    /// How long the node is to keep the blocks after the last connection is gone, in seconds; 0 for as long as it
+    /// likes. The node has a maximum of its own.
+    pub grace_s: u32,
 }
 
 impl Hello {
@@ -255,6 +328,7 @@ impl Hello {
         out[0..8].copy_from_slice(&self.client_id.to_le_bytes());
         out[8..16].copy_from_slice(&self.incarnation.to_le_bytes());
         out[16..20].copy_from_slice(&self.block_bytes.to_le_bytes());
+        out[20..24].copy_from_slice(&self.grace_s.to_le_bytes());
         out
     }
 
@@ -264,7 +338,7 @@ impl Hello {
             return Err(ProtoError::Body);
         }
         let (client_id, incarnation) = (u64_from(body, 0)?, u64_from(body, 8)?);
-        Ok(Self { client_id, incarnation, block_bytes: u32_from(body, 16)? })
+        Ok(Self { client_id, incarnation, block_bytes: u32_from(body, 16)?, grace_s: u32_from(body, 20)? })
     }
 }
 
@@ -281,6 +355,14 @@ pub struct Info {
     pub free_blocks: u32,
     /// Blocks this client holds.
     pub held_blocks: u32,
+    /// How many of them the node wants back now.
+    pub reclaim_blocks: u32,
+    /// Time left for that, in milliseconds. A node never drops a lent block: 0 means that the client is late.
+    pub reclaim_deadline_ms: u32,
+    /// [`INFO_DRAINING`]; others 0.
+    pub flags: u32,
+    /// Most blocks this client may hold; 0 when there is no such limit.
+    pub quota_blocks: u32,
 }
 
 impl Info {
@@ -292,6 +374,10 @@ impl Info {
         out[16..20].copy_from_slice(&self.capacity_blocks.to_le_bytes());
         out[20..24].copy_from_slice(&self.free_blocks.to_le_bytes());
         out[24..28].copy_from_slice(&self.held_blocks.to_le_bytes());
+        out[28..32].copy_from_slice(&self.reclaim_blocks.to_le_bytes());
+        out[32..36].copy_from_slice(&self.reclaim_deadline_ms.to_le_bytes());
+        out[36..40].copy_from_slice(&self.flags.to_le_bytes());
+        out[40..44].copy_from_slice(&self.quota_blocks.to_le_bytes());
         out
     }
 
@@ -306,6 +392,10 @@ impl Info {
             capacity_blocks: u32_from(body, 16)?,
             free_blocks: u32_from(body, 20)?,
             held_blocks: u32_from(body, 24)?,
+            reclaim_blocks: u32_from(body, 28)?,
+            reclaim_deadline_ms: u32_from(body, 32)?,
+            flags: u32_from(body, 36)?,
+            quota_blocks: u32_from(body, 40)?,
         })
     }
 }
@@ -313,8 +403,8 @@ impl Info {
 /// Fixed part of WRITE (the data follows) and whole body of READ.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Range {
-    /// The node's number of the block.
-    pub block: u32,
+    /// The block, by the node's number and generation.
+    pub block: RemoteBlock,
     /// First byte in the block.
     pub offset_bytes: u32,
     /// Bytes.
@@ -325,9 +415,10 @@ impl Range {
     /// The body's bytes.
     pub fn encode(&self) -> [u8; RANGE_BYTES] {
         let mut out = [0; RANGE_BYTES];
-        out[0..4].copy_from_slice(&self.block.to_le_bytes());
-        out[4..8].copy_from_slice(&self.offset_bytes.to_le_bytes());
-        out[8..12].copy_from_slice(&self.len_bytes.to_le_bytes());
+        out[0..4].copy_from_slice(&self.block.number.to_le_bytes());
+        out[4..8].copy_from_slice(&self.block.generation.to_le_bytes());
+        out[8..12].copy_from_slice(&self.offset_bytes.to_le_bytes());
+        out[12..16].copy_from_slice(&self.len_bytes.to_le_bytes());
         out
     }
 
@@ -337,9 +428,9 @@ impl Range {
     /// [`ProtoError::Body`].
     pub fn decode(body: &[u8]) -> Result<Self, ProtoError> {
         let range = Self {
-            block: u32_from(body, 0)?,
-            offset_bytes: u32_from(body, 4)?,
-            len_bytes: u32_from(body, 8)?,
+            block: RemoteBlock { number: u32_from(body, 0)?, generation: u32_from(body, 4)? },
+            offset_bytes: u32_from(body, 8)?,
+            len_bytes: u32_from(body, 12)?,
         };
         let end = u64::from(range.offset_bytes) + u64::from(range.len_bytes);
         if body.len() != RANGE_BYTES || range.len_bytes == 0 || end > BLOCK_BYTES as u64 {
@@ -349,29 +440,35 @@ impl Range {
     }
 }
 
-/// Writes `head` and block numbers into `out`: the reply to RESERVE (`head` = blocks still free) and the body of
-/// RELEASE (`head` = 0). Gives the bytes used. Numbers past [`MAX_BLOCKS_PER_MESSAGE`] are left out.
-pub fn encode_list(head: u32, blocks: &[u32], out: &mut [u8; MAX_CONTROL_BYTES]) -> usize {
+/// Writes `head` and blocks into `out`: the reply to RESERVE (`head` = blocks still free), the body of RELEASE (`head` =
+/// 0), the reply to HELD (`head` = the number to ask from next, 0 when that was all). Gives the bytes used. Blocks past
+/// [`MAX_BLOCKS_PER_MESSAGE`] are left out.
+pub fn encode_list(head: u32, blocks: &[RemoteBlock], out: &mut [u8; MAX_CONTROL_BYTES]) -> usize {
     let blocks = &blocks[..blocks.len().min(MAX_BLOCKS_PER_MESSAGE)];
     out[0..4].copy_from_slice(&head.to_le_bytes());
     out[4..8].copy_from_slice(&(blocks.len() as u32).to_le_bytes());
-    for (field, block) in out[LIST_HEAD_BYTES..].chunks_exact_mut(4).zip(blocks) {
-        field.copy_from_slice(&block.to_le_bytes());
+    for (field, block) in out[LIST_HEAD_BYTES..].chunks_exact_mut(LIST_ITEM_BYTES).zip(blocks) {
+        field[0..4].copy_from_slice(&block.number.to_le_bytes());
+        field[4..8].copy_from_slice(&block.generation.to_le_bytes());
     }
-    LIST_HEAD_BYTES + 4 * blocks.len()
+    LIST_HEAD_BYTES + LIST_ITEM_BYTES * blocks.len()
 }
 
-/// Reads what [`encode_list`] wrote: `head` and the block numbers.
+/// Reads what [`encode_list`] wrote: `head` and the blocks.
 ///
 /// # Errors
 /// [`ProtoError::Body`] when the count and the length disagree.
-pub fn decode_list(body: &[u8]) -> Result<(u32, impl Iterator<Item = u32> + '_), ProtoError> {
+pub fn decode_list(body: &[u8]) -> Result<(u32, impl Iterator<Item = RemoteBlock> + '_), ProtoError> {
     let (head, count) = (u32_from(body, 0)?, u32_from(body, 4)? as usize);
-    let numbers = body.get(LIST_HEAD_BYTES..).ok_or(ProtoError::Body)?;
-    if count > MAX_BLOCKS_PER_MESSAGE || numbers.len() != 4 * count {
+    let items = body.get(LIST_HEAD_BYTES..).ok_or(ProtoError::Body)?;
+    if count > MAX_BLOCKS_PER_MESSAGE || items.len() != LIST_ITEM_BYTES * count {
         return Err(ProtoError::Body);
     }
-    Ok((head, numbers.as_chunks::<4>().0.iter().map(|field| u32::from_le_bytes(*field))))
+    let block = |[a, b, c, d, e, f, g, h]: &[u8; LIST_ITEM_BYTES]| RemoteBlock {
+        number: u32::from_le_bytes([*a, *b, *c, *d]),
+        generation: u32::from_le_bytes([*e, *f, *g, *h]),
+    };
+    Ok((head, items.as_chunks().0.iter().map(block)))
 }
 
 #[cfg(test)]
@@ -396,7 +493,7 @@ mod tests {
     proptest! {
         #[test]
         fn headers_and_bodies_round_trip(
-            op in 1u8..8, reply: bool, id: u64, status in 0u32..6, body in proptest::collection::vec(any::<u8>(), 0..64),
+            op in 1u8..10, reply: bool, id: u64, status in 0u32..12, body in proptest::collection::vec(any::<u8>(), 0..64),
             data in any::<Vec<u8>>(), a: u64, b: u64, c: u32, d: u32, e: u32,
         ) {
             let opcode = Opcode::from_u8(op).unwrap();
@@ -407,16 +504,21 @@ mod tests {
             let back = Header::decode(&raw).unwrap();
             prop_assert_eq!(Header { crc: 0, ..back }, header);
             prop_assert!(back.verify(&raw, &body, &data).is_ok());
-            let hello = Hello { client_id: a, incarnation: b, block_bytes: c };
+            let hello = Hello { client_id: a, incarnation: b, block_bytes: c, grace_s: d };
             prop_assert_eq!(Hello::decode(&hello.encode()).unwrap(), hello);
-            let info = Info { epoch: a, lease: b, capacity_blocks: c, free_blocks: d, held_blocks: e };
+            let info = Info {
+                epoch: a, lease: b, capacity_blocks: c, free_blocks: d, held_blocks: e, reclaim_blocks: d ^ c,
+                reclaim_deadline_ms: d ^ e, flags: c ^ e, quota_blocks: !e,
+            };
             prop_assert_eq!(Info::decode(&info.encode()).unwrap(), info);
-            let range = Range { block: c, offset_bytes: d % 1000, len_bytes: 1 + e % 1000 };
+            let range = Range { block: RemoteBlock { number: c, generation: e }, offset_bytes: d % 1000, len_bytes: 1 + e % 1000 };
             prop_assert_eq!(Range::decode(&range.encode()).unwrap(), range);
         }
 
         #[test]
-        fn lists_round_trip(head: u32, blocks in proptest::collection::vec(any::<u32>(), 0..256)) {
+        fn lists_round_trip(head: u32, numbers in proptest::collection::vec(any::<(u32, u32)>(), 0..256)) {
+            let blocks: Vec<_> =
+                numbers.into_iter().map(|(number, generation)| RemoteBlock { number, generation }).collect();
             let mut out = [0; MAX_CONTROL_BYTES];
             let len = encode_list(head, &blocks, &mut out);
             let (back, numbers) = decode_list(&out[..len]).unwrap();
@@ -441,7 +543,7 @@ mod tests {
         #[test]
         fn arbitrary_bytes_never_panic(raw: [u8; HEADER_BYTES], body in any::<Vec<u8>>()) {
             let mut with_magic = raw;
-            with_magic[0..6].copy_from_slice(b"DPSW\x01\0");
+            with_magic[0..6].copy_from_slice(b"DPSW\x02\0");
             for raw in [raw, with_magic] {
                 if let Ok(header) = Header::decode(&raw) {
                     prop_assert!(header.payload_bytes as usize <= MAX_PAYLOAD_BYTES);

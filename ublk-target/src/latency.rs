@@ -7,7 +7,7 @@
 use crate::request::Op;
 use hdrhistogram::Histogram;
 use serde_json::{Map, Value, json};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// Samples that a queue keeps to itself.
 const SAMPLES: usize = 64;
@@ -112,15 +112,19 @@ struct Sample {
 }
 
 /// A queue thread's samples on their way to its histograms.
-pub(crate) struct Samples<'s> {
-    into: &'s Mutex<Histograms>,
+pub(crate) struct Samples {
+    into: Arc<Mutex<Histograms>>,
     kept: [Sample; SAMPLES],
     len: usize,
 }
 
-impl<'s> Samples<'s> {
-    pub(crate) fn new(into: &'s Mutex<Histograms>) -> Samples<'s> {
-        Samples { into, kept: [Sample { of: Of::Lateness, ns: 0, count: 0 }; SAMPLES], len: 0 }
+impl Samples {
+    pub(crate) fn new(into: &Arc<Mutex<Histograms>>) -> Samples {
+        Samples {
+            into: Arc::clone(into),
+            kept: [Sample { of: Of::Lateness, ns: 0, count: 0 }; SAMPLES],
+            len: 0,
+        }
     }
 
     /// `count` requests took `ns` from fetch to completion.
@@ -168,7 +172,7 @@ mod tests {
 
     #[test]
     fn samples_reach_the_histograms_when_the_array_is_full_or_drained() {
-        let shared = Mutex::new(Histograms::new(true));
+        let shared = Arc::new(Mutex::new(Histograms::new(true)));
         let mut samples = Samples::new(&shared);
         for ns in 1..=SAMPLES as u64 + 1 {
             samples.latency(Op::Read, ns * 1000, 1);

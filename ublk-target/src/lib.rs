@@ -9,7 +9,8 @@
 //! no request timeout for privileged devices.
 //!
 //! A handler may say when a request is to complete ([`Reply::due_ns`]): the queue's loop keeps it until then, and counts
-//! how late it was.
+//! how late it was. It may also leave a request pending ([`Reply::pending`]), do operations of its own on the queue's
+//! io_uring ([`QueueIo::push`]), and answer when they have ended.
 //!
 //! Layers: [`spec`], [`request`], [`latency`] are pure; [`queue`], [`state`], [`control`], [`lifecycle`] are the engine;
 //! [`adapter`] alone knows the kernel's ABI (through libublk's bindings); [`cli`] and [`watch`] are the shared command
@@ -23,6 +24,7 @@ pub mod daemon;
 pub mod error;
 pub mod latency;
 pub mod lifecycle;
+pub mod local;
 pub mod null;
 pub mod queue;
 pub mod request;
@@ -112,4 +114,57 @@ pub trait QueueHandler {
 
     /// Every completion that [`QueueHandler::committing`] announced is the kernel's now.
     fn committed(&mut self) {}
+
+    /// Once before the first request, on the queue's thread: the handler may push its first operations.
+    fn started(&mut self, _io: &mut dyn QueueIo) {}
+
+    /// One of the handler's own operations ended; `result` as in its CQE: a number, or a negative errno. Called once for every
+    /// operation that was pushed, also while the device stops (with `-ECANCELED`, mostly).
+    fn completed(&mut self, _token: u64, _result: i32, _io: &mut dyn QueueIo) {}
+
+    /// At the end of every turn, before the queue waits: submit what was queued, expire timers, complete pending requests.
+    fn turn(&mut self, _io: &mut dyn QueueIo) {}
+
+    /// The queue does not sleep past this time, in ns of [`clock::monotonic_ns`]; `u64::MAX` for no timer. A time that has
+    /// passed keeps the queue awake. Asked before every wait.
+    fn timer_ns(&self) -> u64 {
+        u64::MAX
+    }
+
+    /// How long to poll before sleeping, in ns: as long as an answer is likely to come sooner than a sleeper wakes up. 0 to
+    /// sleep at once. Asked before every wait.
+    fn spin_ns(&self) -> u64 {
+        0
+    }
+
+    /// The device stops; every request was answered. Close connections here: what is still in flight afterwards is
+    /// cancelled, and [`QueueIo::push`] refuses more.
+    fn stopping(&mut self, _io: &mut dyn QueueIo) {}
+}
+
+/// What a handler's hooks can do with their queue.
+///
+/// A handler that panics, in any hook, has lost count of what it was doing: every request of its queue that is pending then
+/// fails with `EIO`. It hears of each through [`QueueHandler::committing`], and is to forget it there: the tag may come again.
+pub trait QueueIo {
+    /// Queues an operation in the ring that the queue shares with the kernel's device. It goes to the kernel before the
+    /// queue waits; then [`QueueHandler::completed`] is called with `token` and the result, from the loop, never from here.
+    ///
+    /// # Errors
+    /// `EINVAL` for a token of 2^48 or more, `ECANCELED` once the device has stopped, or the ring's. Nothing was queued then.
+    ///
+    /// # Safety
+    /// Memory that `entry` names stays valid, and is not touched against its use, until `completed(token)`; so do open files.
+    /// The entry ends with exactly one CQE: none that is skipped, and several only if each may call `completed`. Its user
+    /// data is set here.
+    unsafe fn push(&mut self, entry: io_uring::squeue::Entry, token: u64) -> std::io::Result<()>;
+
+    /// The data of a pending request; empty when `tag` is not pending.
+    fn payload(&mut self, tag: u16) -> Payload<'_>;
+
+    /// Answers a pending request, at `reply.due_ns` if that is set. Does nothing but complain when `tag` is not pending.
+    fn complete(&mut self, tag: u16, reply: Reply);
+
+    /// The time, as [`clock::monotonic_ns`] tells it.
+    fn now_ns(&self) -> u64;
 }

@@ -400,7 +400,8 @@ fn queue_thread<T: Target>(
         // SAFETY: prctl with plain numbers, for the calling thread.
         unsafe { libc::prctl(libc::PR_SET_TIMERSLACK, 1, 0, 0, 0) };
         let handler = target.open_queue(index).map_err(Error::Target)?;
-        let mut queue = IoQueue::open(device, index).map_err(|e| fail("opening", e))?;
+        let mut queue =
+            IoQueue::open(device, index, settings.ring_entries).map_err(|e| fail("opening", e))?;
         queue.fetch_all().map_err(|e| fail("fetching", e))?;
         Ok((queue, handler))
     };

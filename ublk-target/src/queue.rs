@@ -6,6 +6,10 @@
 //! part it can refuse; and if even that is refused, or the ring fails, `serve` ends with an error and its caller ends the
 //! process: only then does the kernel fail the requests (or keep them for `recover`), whatever other queues still do.
 //!
+//! A pending request is one whose handler has not answered yet ([`crate::Reply::pending`]); its tag is given back when it does, or
+//! with `EIO` when the handler panics. Answers that come during a hook are taken after it. The handler's own operations are
+//! in the same ring; when `serve` returns without an error, all of them have ended, so that their buffers may go.
+//!
 //! A stopping device changes nothing: the kernel takes a tag away only after its request's completion, so that the loop
 //! goes on until the last waiting completion was due.
 //!
@@ -13,19 +17,22 @@
 //! reading is a system call (User-Mode Linux), latency statistics look at one wake-up in `SLOW_CLOCK_SAMPLING` only.
 
 mod deadlines;
+mod pending;
+pub(crate) mod ring;
 #[cfg(test)]
 mod tests;
 
 use crate::{
-    QueueHandler,
+    QueueHandler, QueueIo,
     adapter::{Event, Tags},
     clock,
     latency::Samples,
-    request::{Done, Errno, Op, Reply, Request},
+    request::{Done, Errno, Op, Request},
     spec::DeviceSpec,
     stats::QueueStats,
 };
 use deadlines::Deadlines;
+use pending::{Io, Pending};
 use std::{
     io,
     panic::{AssertUnwindSafe, catch_unwind},
@@ -38,6 +45,12 @@ pub const MAX_DELAY_NS: u64 = 3_600_000_000_000;
 
 /// While completions wait for their time, the loop looks at the clock after this many events.
 const EVENTS_BETWEEN_LOOKS: usize = 32;
+
+/// While it polls, the loop looks at the clock after this many looks at the ring.
+const POLLS_BETWEEN_LOOKS: usize = 16;
+
+/// A stopping queue cancels its handler's operations again after this time: one that was on its way may have been missed.
+const CANCEL_AGAIN: Duration = Duration::from_millis(50);
 
 /// Where reading the clock takes longer than this, in ns, it is a system call.
 const SLOW_CLOCK_NS: u64 = 250;
@@ -53,6 +66,8 @@ pub(crate) struct Settings {
     pub(crate) spin_ns: u64,
     /// Record latency of one wake-up in so many, on average; 0 for never.
     pub(crate) latency_sampling: u32,
+    /// Room in the ring for operations of the handler.
+    pub(crate) ring_entries: u16,
 }
 
 impl Settings {
@@ -63,7 +78,12 @@ impl Settings {
             (true, ..=SLOW_CLOCK_NS) => 1,
             (true, _) => SLOW_CLOCK_SAMPLING,
         };
-        Settings { depth, spin_ns: spec.completion_spin_ns.into(), latency_sampling }
+        Settings {
+            depth,
+            spin_ns: spec.completion_spin_ns.into(),
+            latency_sampling,
+            ring_entries: spec.ring_entries,
+        }
     }
 }
 
@@ -86,6 +106,22 @@ struct Finished {
     completion: Completion,
 }
 
+impl Finished {
+    fn new(request: &Request, outcome: Result<Done, Errno>) -> Finished {
+        if let Err(errno) = outcome {
+            log::debug!("{request:?}: {errno:?}");
+        }
+        Finished {
+            tag: request.tag,
+            op: Some(request.op),
+            bytes: if request.op.moves_data() { request.len_bytes() as u64 } else { 0 },
+            failed: outcome.is_err(),
+            fetched_ns: request.fetched_ns,
+            completion: completion(request, outcome),
+        }
+    }
+}
+
 /// Serves until the device stops.
 ///
 /// # Errors
@@ -96,27 +132,17 @@ pub(crate) fn serve<H: QueueHandler>(
     handler: &mut H,
     stats: &QueueStats,
 ) -> io::Result<()> {
-    let depth = usize::from(settings.depth);
-    let mut server = Server {
-        queue,
-        handler,
-        stats,
-        settings,
-        deadlines: Deadlines::new(depth),
-        sampling: Sampling::new(settings.latency_sampling),
-        samples: Samples::new(&stats.histograms),
-        batch: Batch::default(),
-        announced: false,
-        refused_before: vec![false; depth],
-    };
-    let mut serving = depth;
+    let mut state = State::new(settings, stats);
+    let mut server = Server { queue, handler, stats, state: &mut state };
+    let mut serving = usize::from(settings.depth);
+    server.start()?;
     while serving > 0 {
+        server.turn()?;
         let now_ns = server.complete_due()?;
-        server.wait(now_ns)?;
+        server.wait(now_ns, u64::MAX)?;
         serving = serving.saturating_sub(server.take_events()?);
     }
-    server.samples.drain();
-    Ok(())
+    server.end()
 }
 
 /// Requests completed at once since the last look at the clock: they were fetched together and are submitted together, so
@@ -137,7 +163,7 @@ impl Batch {
         }
     }
 
-    fn record(&mut self, now_ns: u64, samples: &mut Samples<'_>) {
+    fn record(&mut self, now_ns: u64, samples: &mut Samples) {
         let ns = now_ns.saturating_sub(self.fetched_ns);
         for (op, count) in Op::ALL.into_iter().zip(&mut self.by_op) {
             if *count > 0 {
@@ -178,35 +204,156 @@ impl Sampling {
     }
 }
 
-struct Server<'s, Q, H> {
-    queue: &'s mut Q,
-    handler: &'s mut H,
-    stats: &'s QueueStats,
+/// What the loop remembers from one turn to the next.
+pub(crate) struct State {
     settings: Settings,
     deadlines: Deadlines,
     sampling: Sampling,
-    samples: Samples<'s>,
+    samples: Samples,
     batch: Batch,
     /// Completions were put in the ring, and the handler does not know yet that the kernel has them.
     announced: bool,
     /// By tag: its completion was refused and sent again.
     refused_before: Vec<bool>,
+    pending: Pending,
+    /// The handler panicked, and its pending requests are still to fail.
+    broken: bool,
+    /// Operations of the handler that have not ended.
+    own_in_flight: usize,
+    /// The handler may start no more operations.
+    ending: bool,
+}
+
+impl State {
+    /// Before the first turn.
+    pub(crate) fn new(settings: Settings, stats: &QueueStats) -> State {
+        let depth = usize::from(settings.depth);
+        State {
+            settings,
+            deadlines: Deadlines::new(depth),
+            sampling: Sampling::new(settings.latency_sampling),
+            samples: Samples::new(&stats.histograms),
+            batch: Batch::default(),
+            announced: false,
+            refused_before: vec![false; depth],
+            pending: Pending::new(depth),
+            broken: false,
+            own_in_flight: 0,
+            ending: false,
+        }
+    }
+}
+
+/// A queue at work: the loop's steps.
+pub(crate) struct Server<'s, Q, H> {
+    pub(crate) queue: &'s mut Q,
+    pub(crate) handler: &'s mut H,
+    pub(crate) stats: &'s QueueStats,
+    pub(crate) state: &'s mut State,
 }
 
 impl<Q: Tags, H: QueueHandler> Server<'_, Q, H> {
+    /// Before the first turn: the handler's own operations.
+    pub(crate) fn start(&mut self) -> io::Result<()> {
+        self.hook("start", |handler, io| handler.started(io));
+        self.settle()
+    }
+
+    /// The handler's turn, before the queue waits.
+    pub(crate) fn turn(&mut self) -> io::Result<()> {
+        self.hook("turn", |handler, io| handler.turn(io));
+        self.settle()
+    }
+
+    /// After the last request: returns when the handler has nothing in flight any more, so that its buffers may go.
+    pub(crate) fn end(&mut self) -> io::Result<()> {
+        self.state.samples.drain();
+        if !self.state.ending {
+            self.hook("stop", |handler, io| handler.stopping(io));
+            self.state.ending = true;
+        }
+        while self.state.own_in_flight > 0 {
+            self.queue.cancel_own()?;
+            self.queue.wait(Some(CANCEL_AGAIN))?;
+            while let Some(event) = self.queue.next_event() {
+                if let Event::Own { token, result, more } = event {
+                    self.own_ended(token, result, more);
+                }
+            }
+        }
+        self.settle()
+    }
+
+    /// Calls a hook. The handler's state after a panic is its own business: targets share state behind locks that survive
+    /// poisoning.
+    fn hook(&mut self, what: &str, run: impl FnOnce(&mut H, &mut dyn QueueIo)) {
+        let handler = &mut *self.handler;
+        let mut io = Io { queue: &mut *self.queue, state: &mut *self.state };
+        if catch_unwind(AssertUnwindSafe(|| run(handler, &mut io))).is_err() {
+            self.panicked(what);
+        }
+    }
+
+    /// Asks the handler something; `otherwise` if it panics.
+    fn ask(&mut self, what: &str, otherwise: u64, run: impl FnOnce(&H) -> u64) -> u64 {
+        let handler = &*self.handler;
+        catch_unwind(AssertUnwindSafe(|| run(handler))).unwrap_or_else(|_| {
+            self.panicked(what);
+            otherwise
+        })
+    }
+
+    /// The handler has lost count of what it was doing: its pending requests fail, soon.
+    fn panicked(&mut self, what: &str) {
+        log::error!("the handler panicked ({what}): EIO for what it had pending");
+        self.stats.panicked();
+        self.state.broken = true;
+    }
+
+    fn own_ended(&mut self, token: u64, result: i32, more: bool) {
+        if !more {
+            self.state.own_in_flight = self.state.own_in_flight.saturating_sub(1);
+        }
+        self.hook("operation", |handler, io| handler.completed(token, result, io));
+    }
+
+    /// Takes the answers to pending requests.
+    fn settle(&mut self) -> io::Result<()> {
+        let mut now_ns = 0;
+        loop {
+            if std::mem::take(&mut self.state.broken) {
+                self.state.pending.fail_all();
+            }
+            let Some((request, reply)) = self.state.pending.take_answered() else { return Ok(()) };
+            let finished = Finished::new(&request, reply.outcome);
+            if reply.due_ns != 0 {
+                let due_ns = self.bounded(reply.due_ns, 0);
+                self.state.deadlines.push(due_ns, finished);
+                continue;
+            }
+            if let (true, Some(op)) = (self.records(&finished), finished.op) {
+                if now_ns == 0 {
+                    now_ns = self.queue.now_ns();
+                }
+                self.state.samples.latency(op, now_ns.saturating_sub(finished.fetched_ns), 1);
+            }
+            self.commit(finished)?;
+        }
+    }
+
     /// Completes what is due; gives the time if it had to know it.
-    fn complete_due(&mut self) -> io::Result<Option<u64>> {
-        if !self.batch.any && self.deadlines.is_empty() {
+    pub(crate) fn complete_due(&mut self) -> io::Result<Option<u64>> {
+        if !self.state.batch.any && self.state.deadlines.is_empty() {
             return Ok(None);
         }
         let now_ns = self.queue.now_ns();
-        if self.batch.any {
-            self.batch.record(now_ns, &mut self.samples);
+        if self.state.batch.any {
+            self.state.batch.record(now_ns, &mut self.state.samples);
         }
-        while let Some((due_ns, finished)) = self.deadlines.pop(now_ns) {
-            self.samples.lateness(now_ns - due_ns);
+        while let Some((due_ns, finished)) = self.state.deadlines.pop(now_ns) {
+            self.state.samples.lateness(now_ns - due_ns);
             if let (true, Some(op)) = (self.records(&finished), finished.op) {
-                self.samples.latency(op, now_ns.saturating_sub(finished.fetched_ns), 1);
+                self.state.samples.latency(op, now_ns.saturating_sub(finished.fetched_ns), 1);
             }
             self.commit(finished)?;
         }
@@ -215,46 +362,82 @@ impl<Q: Tags, H: QueueHandler> Server<'_, Q, H> {
 
     /// Whether the latency of a request goes into the statistics: when they are kept and its time was taken.
     fn records(&self, finished: &Finished) -> bool {
-        self.settings.latency_sampling != 0 && finished.fetched_ns != 0
+        self.state.settings.latency_sampling != 0 && finished.fetched_ns != 0
     }
 
-    /// Waits for the kernel, or until the next completion is due.
-    fn wait(&mut self, now_ns: Option<u64>) -> io::Result<()> {
-        if self.announced && self.handler.commits_first() {
+    /// Waits for the kernel, or until the next completion is due, the handler's timer, or `limit_ns`.
+    pub(crate) fn wait(&mut self, now_ns: Option<u64>, limit_ns: u64) -> io::Result<()> {
+        let timer_ns = self.ask("timer", u64::MAX, QueueHandler::timer_ns);
+        let spin_ns = self.ask("spin", 0, QueueHandler::spin_ns);
+        if self.state.broken {
+            self.settle()?;
+        }
+        if self.state.announced && self.handler.commits_first() {
             self.queue.submit()?;
-            self.tell_committed();
+            self.tell_committed()?;
         }
-        let left_ns =
-            self.deadlines.next_ns().zip(now_ns).map(|(due_ns, now_ns)| due_ns.saturating_sub(now_ns));
-        match left_ns {
-            Some(left_ns) if left_ns <= self.settings.spin_ns => {
-                std::hint::spin_loop();
+        let due_ns = self.state.deadlines.next_ns().unwrap_or(u64::MAX);
+        let wake_ns = due_ns.saturating_sub(self.state.settings.spin_ns);
+        let wake_ns = if due_ns == u64::MAX { due_ns } else { wake_ns }.min(timer_ns).min(limit_ns);
+        if wake_ns == u64::MAX && spin_ns == 0 {
+            self.state.samples.drain();
+            self.queue.wait(None)?;
+        } else {
+            let now_ns = now_ns.unwrap_or_else(|| self.queue.now_ns());
+            self.wait_until(now_ns, wake_ns, spin_ns)?;
+        }
+        self.tell_committed()
+    }
+
+    /// Waits until `wake_ns` at most, by polling for the first `spin_ns`.
+    fn wait_until(&mut self, mut now_ns: u64, wake_ns: u64, spin_ns: u64) -> io::Result<()> {
+        if wake_ns <= now_ns {
+            std::hint::spin_loop();
+            return self.queue.poll();
+        }
+        if spin_ns > 0 {
+            match self.spin(now_ns.saturating_add(spin_ns).min(wake_ns))? {
+                Some(spun_ns) if spun_ns < wake_ns => now_ns = spun_ns,
+                _ => return Ok(()),
+            }
+        }
+        self.state.samples.drain();
+        let limit = (wake_ns != u64::MAX).then(|| Duration::from_nanos(wake_ns - now_ns));
+        self.queue.wait(limit)
+    }
+
+    /// Polls until the kernel has said something (`None`) or the time is up (the time).
+    fn spin(&mut self, until_ns: u64) -> io::Result<Option<u64>> {
+        loop {
+            for _ in 0..POLLS_BETWEEN_LOOKS {
                 self.queue.poll()?;
+                if self.queue.ready() {
+                    return Ok(None);
+                }
+                std::hint::spin_loop();
             }
-            left_ns => {
-                self.samples.drain();
-                let limit = left_ns.map(|left_ns| Duration::from_nanos(left_ns - self.settings.spin_ns));
-                self.queue.wait(limit)?;
+            let now_ns = self.queue.now_ns();
+            if now_ns >= until_ns {
+                return Ok(Some(now_ns));
             }
         }
-        self.tell_committed();
-        Ok(())
     }
 
     /// Tells the handler that the kernel has what was announced, once it has.
-    fn tell_committed(&mut self) {
-        if self.announced && self.queue.all_submitted() {
-            self.announced = false;
+    fn tell_committed(&mut self) -> io::Result<()> {
+        if self.state.announced && self.queue.all_submitted() {
+            self.state.announced = false;
             if catch_unwind(AssertUnwindSafe(|| self.handler.committed())).is_err() {
-                log::error!("the handler panicked after completions");
-                self.stats.panicked();
+                self.panicked("after completions");
+                return self.settle();
             }
         }
+        Ok(())
     }
 
     /// Handles what the kernel said; tells how many tags it took away.
-    fn take_events(&mut self) -> io::Result<usize> {
-        let wants_time = self.sampling.chooses() | self.handler.wants_time();
+    pub(crate) fn take_events(&mut self) -> io::Result<usize> {
+        let wants_time = self.state.sampling.chooses() | self.handler.wants_time();
         let mut fetched_ns = 0;
         let (mut taken, mut stopped) = (0, 0);
         while let Some(event) = self.queue.next_event() {
@@ -267,27 +450,29 @@ impl<Q: Tags, H: QueueHandler> Server<'_, Q, H> {
                 }
                 Event::Stopped => stopped += 1,
                 Event::Refused(tag, errno) => self.send_again(tag, errno)?,
+                Event::Own { token, result, more } => self.own_ended(token, result, more),
             }
             taken += 1;
-            if taken >= EVENTS_BETWEEN_LOOKS && !self.deadlines.is_empty() {
+            if taken >= EVENTS_BETWEEN_LOOKS && !self.state.deadlines.is_empty() {
                 break;
             }
         }
+        self.settle()?;
         Ok(stopped)
     }
 
     fn serve_one(&mut self, tag: u16, fetched_ns: u64) -> io::Result<()> {
-        if let Some(flag) = self.refused_before.get_mut(usize::from(tag)) {
+        if let Some(flag) = self.state.refused_before.get_mut(usize::from(tag)) {
             *flag = false;
         }
-        let (finished, due_ns) = self.handle(tag, fetched_ns);
+        let Some((finished, due_ns)) = self.handle(tag, fetched_ns) else { return Ok(()) };
         if due_ns != 0 {
             let due_ns = self.bounded(due_ns, fetched_ns);
-            self.deadlines.push(due_ns, finished);
+            self.state.deadlines.push(due_ns, finished);
             return Ok(());
         }
         if let (true, Some(op)) = (self.records(&finished), finished.op) {
-            self.batch.count(op, fetched_ns);
+            self.state.batch.count(op, fetched_ns);
         }
         self.commit(finished)
     }
@@ -309,11 +494,10 @@ impl<Q: Tags, H: QueueHandler> Server<'_, Q, H> {
     fn commit(&mut self, finished: Finished) -> io::Result<()> {
         let Finished { tag, op, bytes, failed, completion, .. } = finished;
         if let Some(op) = op {
-            self.announced = true;
+            self.state.announced = true;
             // The request is finished whatever the hook does.
             if catch_unwind(AssertUnwindSafe(|| self.handler.committing(tag))).is_err() {
-                log::error!("the handler panicked while tag {tag} was completed");
-                self.stats.panicked();
+                self.panicked("before a completion");
             }
             self.stats.finished(op, bytes, failed);
         }
@@ -323,40 +507,39 @@ impl<Q: Tags, H: QueueHandler> Server<'_, Q, H> {
     fn send_again(&mut self, tag: u16, errno: i32) -> io::Result<()> {
         self.stats.refused();
         log::error!("tag {tag}: the kernel refused a completion (errno {})", -errno);
-        match self.refused_before.get_mut(usize::from(tag)) {
+        match self.state.refused_before.get_mut(usize::from(tag)) {
             Some(flag) if !*flag => *flag = true,
             _ => return Err(io::Error::from_raw_os_error(-errno)),
         }
         self.queue.commit(tag, -libc::EIO, None)
     }
 
-    /// Lets the handler do the request on `tag`; gives it finished, and when it is due (0 for at once).
-    fn handle(&mut self, tag: u16, fetched_ns: u64) -> (Finished, u64) {
+    /// Lets the handler do the request on `tag`; gives it finished, and when it is due (0 for at once), or nothing if the
+    /// handler will answer later.
+    fn handle(&mut self, tag: u16, fetched_ns: u64) -> Option<(Finished, u64)> {
         let request = match self.queue.request(tag) {
             Ok(request) => Request { fetched_ns, ..request },
             Err(code) => {
                 log::warn!("operation {code} is not known: EOPNOTSUPP");
                 self.stats.unknown();
                 let completion = Completion { result: -libc::EOPNOTSUPP, append_sector: None };
-                return (Finished { tag, op: None, bytes: 0, failed: true, fetched_ns, completion }, 0);
+                return Some((Finished { tag, op: None, bytes: 0, failed: true, fetched_ns, completion }, 0));
             }
         };
         let handler = &mut *self.handler;
         let mut payload = self.queue.payload(&request);
-        // The handler's state after a panic is its own business: targets share state behind locks that survive poisoning.
+        // As for hooks.
         let reply = catch_unwind(AssertUnwindSafe(|| handler.handle(&request, &mut payload)));
-        let Reply { outcome, due_ns } = reply.unwrap_or_else(|_| {
+        let reply = reply.unwrap_or_else(|_| {
             log::error!("the handler panicked on {request:?}: EIO");
-            self.stats.panicked();
+            self.panicked("request");
             Err(Errno::EIO).into()
         });
-        if let Err(errno) = outcome {
-            log::debug!("{request:?}: {errno:?}");
+        if reply.is_pending() {
+            self.state.pending.add(request);
+            return None;
         }
-        let bytes = if request.op.moves_data() { request.len_bytes() as u64 } else { 0 };
-        let (op, failed) = (Some(request.op), outcome.is_err());
-        let completion = completion(&request, outcome);
-        (Finished { tag, op, bytes, failed, fetched_ns, completion }, due_ns)
+        Some((Finished::new(&request, reply.outcome), reply.due_ns))
     }
 }
 

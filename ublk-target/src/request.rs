@@ -145,18 +145,29 @@ pub struct Reply {
     /// When to complete the request, in ns of [`crate::clock::monotonic_ns`]; 0 for at once. An error waits too. A time in
     /// the past is at once; one further away than [`crate::queue::MAX_DELAY_NS`] is brought down to that.
     pub due_ns: u64,
+    pending: bool,
 }
 
 impl Reply {
     /// `outcome`, to be told at `due_ns`.
     pub fn at(outcome: Result<Done, Errno>, due_ns: u64) -> Reply {
-        Reply { outcome, due_ns }
+        Reply { outcome, due_ns, pending: false }
+    }
+
+    /// No answer yet: the handler gives it later, by [`crate::QueueIo::complete`].
+    pub fn pending() -> Reply {
+        Reply { outcome: Ok(Done::Whole), due_ns: 0, pending: true }
+    }
+
+    /// Whether this is [`Reply::pending`].
+    pub fn is_pending(&self) -> bool {
+        self.pending
     }
 }
 
 impl From<Result<Done, Errno>> for Reply {
     fn from(outcome: Result<Done, Errno>) -> Reply {
-        Reply { outcome, due_ns: 0 }
+        Reply { outcome, due_ns: 0, pending: false }
     }
 }
 

@@ -98,7 +98,13 @@ pub struct DeviceSpec {
     /// Whether the time of every request, from fetch to completion, goes into histograms. Reads the clock twice per
     /// wake-up of a queue.
     pub latency_stats: bool,
+    /// Room in each queue's ring for the handler's own operations ([`crate::QueueIo::push`]) beside the depth, up to
+    /// [`MAX_RING_ENTRIES`]. More may be in flight than that: it costs system calls then.
+    pub ring_entries: u16,
 }
+
+/// The most [`DeviceSpec::ring_entries`]: with the greatest depth that is what the kernel makes of a ring (`IORING_MAX_ENTRIES`).
+pub const MAX_RING_ENTRIES: u16 = 28672;
 
 /// The longest [`DeviceSpec::completion_spin_ns`]: 1 ms.
 pub const MAX_SPIN_NS: u32 = 1_000_000;
@@ -120,6 +126,7 @@ impl DeviceSpec {
             recovery: Recovery::None,
             completion_spin_ns: 0,
             latency_stats: true,
+            ring_entries: 0,
         }
     }
 
@@ -170,6 +177,13 @@ impl DeviceSpec {
                 "--spin-ns",
                 self.completion_spin_ns.to_string(),
                 "it must be at most 1000000 (1 ms): longer waits are the timer's",
+            );
+        }
+        if self.ring_entries > MAX_RING_ENTRIES {
+            return bad(
+                "the room for a handler's operations",
+                self.ring_entries.to_string(),
+                "it must be at most 28672: the kernel's rings have at most 32768 entries",
             );
         }
         match self.zoned {
@@ -291,5 +305,7 @@ mod tests {
         assert!(DeviceSpec { max_io_bytes: 1000, ..DeviceSpec::new(1 << 20) }.validate().is_err());
         let spins = DeviceSpec { completion_spin_ns: MAX_SPIN_NS + 1, ..DeviceSpec::new(1 << 20) };
         assert!(message(&spins).starts_with("--spin-ns is 1000001"), "{}", message(&spins));
+        let crowded = DeviceSpec { ring_entries: MAX_RING_ENTRIES + 1, ..DeviceSpec::new(1 << 20) };
+        assert!(message(&crowded).contains("at most 28672"), "{}", message(&crowded));
     }
 }

@@ -3,7 +3,7 @@
 
 use crate::{latency::Histograms, request::Op};
 use std::sync::{
-    Mutex, PoisonError,
+    Arc, Mutex, PoisonError,
     atomic::{AtomicU64, Ordering::Relaxed},
 };
 
@@ -22,7 +22,7 @@ pub struct QueueStats {
     refused: AtomicU64,
     clamped: AtomicU64,
     latency_sampling: u32,
-    pub(crate) histograms: Mutex<Histograms>,
+    pub(crate) histograms: Arc<Mutex<Histograms>>,
 }
 
 fn bump(counter: &AtomicU64, by: u64) {
@@ -40,7 +40,7 @@ impl QueueStats {
             refused: AtomicU64::new(0),
             clamped: AtomicU64::new(0),
             latency_sampling,
-            histograms: Mutex::new(Histograms::new(latency_sampling != 0)),
+            histograms: Arc::new(Mutex::new(Histograms::new(latency_sampling != 0))),
         }
     }
 
@@ -64,6 +64,11 @@ impl QueueStats {
     /// Counts a handler's panic.
     pub fn panicked(&self) {
         bump(&self.panics, 1);
+    }
+
+    /// How often handlers panicked.
+    pub fn panics(&self) -> u64 {
+        self.panics.load(Relaxed)
     }
 
     /// Counts a completion that the kernel refused.
@@ -118,7 +123,6 @@ pub fn report(queues: &[std::sync::Arc<QueueStats>], buckets: bool) -> serde_jso
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::Arc;
 
     #[test]
     fn counters_of_all_queues_are_summed_and_failed_requests_move_no_bytes() {

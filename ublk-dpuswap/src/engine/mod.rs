@@ -1,161 +1,78 @@
-//! The engine: swap-out, swap-in and discard over the model, with write-back, cleaning and node failures.
+//! The engine: swap-out, swap-in and discard over the model, with write-back, cleaning, copies and node failures.
 //!
-//! Two locks. `writer` is held by whoever writes back or cleans, network included: one at a time. `state` is held for
-//! moments and never during I/O. The order is writer, then state, then a lane of a node; a thread that holds `state`
-//! takes nothing else. So nothing can deadlock.
+//! Who does what: each queue's thread ([`QueueWorker`]) stores pages in the cache and reads remote ones over its own
+//! connections, many at a time, on the ring of its ublk queue; the *flusher* writes dirty pages back and cleans blocks; the
+//! *copier* moves whole blocks (a node takes memory back, or a copy is missing); one *keeper* per node connects, asks and
+//! releases. They meet in `state`, a lock that is held for moments and never during I/O; a thread that holds it takes nothing
+//! else, but the mailbox of a queue. So nothing can deadlock.
 //!
-//! How long a request may take: a swap-in waits for a node that is down until [`Config::node_patience`] after its first
-//! trouble, and no longer than that after the node went down; a swap-out waits for room until [`Config::room_patience`]
-//! after it first found none. Either then fails, or ends with the calls that were under way, each of which has the
-//! node's time-out.
+//! How long a request may take: a swap-in whose pages have a copy on a node that answers is sent there after
+//! [`Config::hedge`] at the latest, so a node's death costs that and a round trip. Without another copy it waits for the
+//! node until [`Config::node_patience`] after it went down. A swap-out waits for room until [`Config::room_patience`].
+//! Either then fails.
 //!
-//! Invariants: an acknowledged write stays in the cache until a node has acknowledged its record; a write that cannot
-//! be placed fails (the kernel then keeps the page); a read gives the newest acknowledged content, or an error, never
-//! anything else. Nothing on the paths of swap-out, write-back and cleaning allocates.
+//! Invariants: an acknowledged write stays in the cache until every copy of its block has acknowledged its record; a write
+//! that cannot be placed fails (the kernel then keeps the page); a read gives the newest acknowledged content, or an error,
+//! never anything else. Nothing on the paths of swap-out, write-back, cleaning and copying allocates ([`crate::alloc`]).
 
-mod background;
-mod io;
+mod cleaner;
+mod config;
+mod copier;
+mod flusher;
+mod keeper;
+mod nodes;
+mod queue;
+mod readahead;
+mod reads;
 mod report;
-mod writeback;
 
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use crate::error::{Error, IoError};
-use crate::model::{CLEANING_RESERVE, Model, Shape};
-use crate::proto::{Info, Status};
-use crate::record::MAX_RECORD_BYTES;
-use crate::remote::{Lane, RemoteError, RemoteNode};
-use crate::units::{
-    BlockId, Choices, NodeId, PAGE_BYTES, RemoteBlock, UNIT_BYTES, UNITS_PER_BLOCK, units_of,
-};
-pub use io::QueueContext;
+use crate::link::{LinkKind, LinkModel, LinkOverrides};
+use crate::lock;
+use crate::memory::Memory;
+use crate::model::{Model, Recovered, Shape};
+use crate::remote::{Lane, RemoteNode};
+use crate::units::{BlockId, Choices, MAX_NODES, NodeId};
+pub use config::{Config, MAX_CACHE_BYTES, MAX_GROUP_PAGES, MAX_PAGES};
+use nodes::NodeState;
+use queue::Waker;
+pub use queue::{MAX_REQUEST_PAGES, QueueWorker};
 pub use report::{Counted, Counters, NodeReport, Report};
-use writeback::Writer;
-
-/// Most pages of a block group: its records must fit in one block even when nothing compresses.
-pub const MAX_GROUP_PAGES: u32 = 128;
-/// Most pages of a device (4 TiB): its tables take 8.4 GiB then.
-pub const MAX_PAGES: u32 = 1 << 30;
-/// Most bytes of cache (64 GiB).
-pub const MAX_CACHE_BYTES: u64 = 64 << 30;
-/// A node that refuses connections is not running: it is waited for no longer than this.
-const REFUSED_PATIENCE: Duration = Duration::from_secs(2);
-/// Blocks asked for in one RESERVE.
-const RESERVE_BLOCKS: usize = 8;
-
-/// How an engine is to be.
-#[derive(Debug, Clone)]
-pub struct Config {
-    /// Pages of the device.
-    pub pages: u32,
-    /// Pages per block group: a power of two up to [`MAX_GROUP_PAGES`].
-    pub group_pages: u32,
-    /// Bytes of cache.
-    pub cache_bytes: u64,
-    /// Queues, each with its own connection to every node.
-    pub queues: u16,
-    /// Seed of the placement's choices.
-    pub seed: u64,
-    /// Write-back starts when this share of the cache is dirty, in thousandths.
-    pub flush_start_permille: u32,
-    /// Write-back stops when no more than this is.
-    pub flush_stop_permille: u32,
-    /// Time between heartbeats, and between attempts to reconnect.
-    pub heartbeat: Duration,
-    /// How long a swap-in waits for a node that went down to come back, before it is an error. Counted from when the
-    /// node went down; at most 2 s when it refuses connections.
-    pub node_patience: Duration,
-    /// How long a swap-out waits for room in the cache, before it is an error.
-    pub room_patience: Duration,
-}
-
-impl Config {
-    /// The usual settings for a device of `pages` pages.
-    pub fn new(pages: u32) -> Self {
-        Self {
-            pages,
-            group_pages: 16,
-            cache_bytes: 256 << 20,
-            queues: 1,
-            seed: 1,
-            flush_start_permille: 250,
-            flush_stop_permille: 125,
-            heartbeat: Duration::from_secs(1),
-            node_patience: Duration::from_secs(5),
-            room_patience: Duration::from_secs(30),
-        }
-    }
-
-    /// Most blocks the device may hold: all pages raw, with headers, and a quarter more for dead records.
-    pub fn max_blocks(&self) -> u32 {
-        let units = u64::from(self.pages) * u64::from(units_of(MAX_RECORD_BYTES));
-        let blocks = units.div_ceil(u64::from(UNITS_PER_BLOCK));
-        (blocks + blocks / 4 + 16).min(u64::from(u32::MAX / 2)) as u32
-    }
-
-    /// Checks the options that can be wrong.
-    ///
-    /// # Errors
-    /// [`Error::Option`].
-    pub fn check(&self) -> Result<(), Error> {
-        if !self.group_pages.is_power_of_two() || self.group_pages > MAX_GROUP_PAGES {
-            let given = self.group_pages;
-            return Err(Error::Option(format!(
-                "group-pages {given}: a power of two from 1 to {MAX_GROUP_PAGES} is needed"
-            )));
-        }
-        if self.pages == 0 {
-            return Err(Error::Option("size: at least one page of 4 KiB is needed".to_owned()));
-        }
-        if self.pages > MAX_PAGES {
-            let given = u64::from(self.pages) * PAGE_BYTES as u64;
-            return Err(Error::Option(format!("size {given}: at most 4 TiB is possible")));
-        }
-        if self.cache_bytes > MAX_CACHE_BYTES {
-            return Err(Error::Option(format!("cache {}: at most 64 GiB is possible", self.cache_bytes)));
-        }
-        Ok(())
-    }
-}
-
-/// What the engine knows of a node besides its blocks.
-struct NodeState {
-    info: Info,
-    up: bool,
-    /// When it went down; means something only while it is.
-    down_since: Instant,
-    /// Whether it has refused a connection since.
-    refused: bool,
-    /// Counts connections, so that a late error of an old one does not bring the new one down.
-    generation: u32,
-    /// The error that brought the node down, until the keeper has logged it.
-    unlogged: Option<(RemoteError, u32)>,
-    /// Blocks that the node said are not ours, until the keeper has logged it.
-    disowned: u32,
-    failures: u64,
-}
 
 struct State {
     model: Model,
     choices: Choices,
+    /// By slot. Its capacity is [`MAX_NODES`] from the start.
     nodes: Vec<NodeState>,
     flush_wanted: bool,
-    keep_wanted: bool,
+    copy_wanted: bool,
+    /// A queue waits for room in the cache.
+    room_wanted: bool,
+    /// Why the last write-back found no place; `None` since one did.
+    no_room: Option<IoError>,
+    /// A bad record that the cleaner met, until a keeper has logged it.
+    bad_record: Option<(BlockId, usize, crate::record::RecordError)>,
 }
 
 struct Shared {
     config: Config,
-    nodes: Vec<Box<dyn RemoteNode>>,
+    /// By slot; a node keeps its slot for ever.
+    nodes: Box<[OnceLock<Arc<dyn RemoteNode>>]>,
     state: Mutex<State>,
-    writer: Mutex<Writer>,
     flush: Condvar,
     keep: Condvar,
-    room: Condvar,
-    /// A node is back, or is not expected any more.
-    back: Condvar,
+    copy: Condvar,
+    wakers: Box<[Waker]>,
+    /// Grows with every change of a node that queues must hear of.
+    changes: AtomicU32,
+    page_key: Option<[u8; 32]>,
+    /// The links that the nodes are to seem to be behind; `None` when they are what they are.
+    link: Option<Mutex<LinkModel>>,
     stop: AtomicBool,
     counters: Counters,
 }
@@ -166,98 +83,198 @@ pub struct Engine {
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
+/// Bytes of the mapping that an engine of this configuration keeps everything in.
+pub fn memory_bytes(config: &Config) -> usize {
+    Model::memory_bytes(shape(config))
+}
+
+fn shape(config: &Config) -> Shape {
+    Shape {
+        pages: config.pages,
+        group_pages: config.group_pages,
+        cache_bytes: config.cache_bytes,
+        max_blocks: config.max_blocks(),
+        nodes: MAX_NODES as u16,
+        replicas: config.replicas,
+        sealed: config.sealed,
+    }
+}
+
 impl Engine {
-    /// Connects to the nodes and allocates everything. Starts no thread: see [`Engine::start`].
+    /// Makes an empty device in `memory`, connects to the nodes and allocates everything. Starts no thread: see
+    /// [`Engine::start`].
     ///
     /// # Errors
     /// A node cannot be used (named), or an option is wrong. No node keeps anything reserved then.
-    pub fn open(config: Config, nodes: Vec<Box<dyn RemoteNode>>) -> Result<Self, Error> {
+    pub fn open(
+        config: Config,
+        memory: Memory,
+        client_id: u64,
+        page_key: [u8; 32],
+        nodes: Vec<Arc<dyn RemoteNode>>,
+    ) -> Result<Self, Error> {
         config.check()?;
-        let mut known = Vec::new();
-        for node in &nodes {
-            let info =
-                node.connect().map_err(|source| Error::Node { node: node.name().to_owned(), source })?;
-            known.push(NodeState::up(info));
+        let mut model = Model::create(shape(&config), memory)?;
+        let identity = model.identity_mut();
+        identity.client_id = client_id;
+        identity.page_key = page_key;
+        let engine = Self::with_model(config, model)?;
+        for node in nodes {
+            let name = node.name().to_owned();
+            let slot = engine.shared.add_slot(node)?;
+            engine.shared.connect(slot, false).map_err(|source| Error::Node { node: name, source })?;
         }
-        let shape = Shape {
-            pages: config.pages,
-            group_pages: config.group_pages,
-            cache_bytes: config.cache_bytes,
-            max_blocks: config.max_blocks(),
-            nodes: nodes.len() as u16,
-        };
-        let mut model = Model::new(&shape);
-        for (index, node) in known.iter().enumerate() {
-            model.blocks.set_remote_free(NodeId(index as u16), node.info.free_blocks);
+        engine.shared.reserve_ahead(Lane::CONTROL);
+        Ok(engine)
+    }
+
+    /// Goes on with what an engine that was killed left in `memory`. `remake` makes the node of a name again, for a client
+    /// id. A node that cannot be reached is tried again by its keeper.
+    ///
+    /// # Errors
+    /// The memory is not one that an engine left, or contradicts `config`.
+    pub fn recover(
+        config: Config,
+        memory: Memory,
+        remake: impl Fn(&str, u64) -> Result<Arc<dyn RemoteNode>, Error>,
+    ) -> Result<(Self, Recovered), Error> {
+        config.check()?;
+        let (model, recovered) = Model::recover(memory)?;
+        if *model.shape() != shape(&config) {
+            return Err(Error::Option("the device's memory was made with other options".to_owned()));
         }
+        let client_id = model.identity().client_id;
+        let names: Vec<String> = model.identity().nodes.iter().map(|node| node.name().to_owned()).collect();
+        let engine = Self::with_model(config, model)?;
+        for name in names.into_iter().take_while(|name| !name.is_empty()) {
+            let slot = engine.shared.add_slot(remake(&name, client_id)?)?;
+            if let Err(error) = engine.shared.connect(slot, true) {
+                log::warn!("node {name}: {error}; it is tried again");
+            }
+        }
+        Ok((engine, recovered))
+    }
+
+    fn with_model(config: Config, model: Model) -> Result<Self, Error> {
+        let wakers = (0..config.queues).map(|_| Waker::new()).collect::<Result<_, _>>()?;
+        let page_key = config.sealed.then_some(model.identity().page_key);
         let state = State {
             model,
             choices: Choices::new(config.seed),
-            nodes: known,
+            nodes: Vec::with_capacity(MAX_NODES),
             flush_wanted: false,
-            keep_wanted: false,
+            copy_wanted: false,
+            room_wanted: false,
+            no_room: None,
+            bad_record: None,
         };
         let shared = Shared {
-            writer: Mutex::new(Writer::new(config.group_pages)),
-            counters: Counters::new(nodes.len()),
-            config,
-            nodes,
+            counters: Counters::new(MAX_NODES),
+            nodes: (0..MAX_NODES).map(|_| OnceLock::new()).collect(),
             state: Mutex::new(state),
             flush: Condvar::new(),
             keep: Condvar::new(),
-            room: Condvar::new(),
-            back: Condvar::new(),
+            copy: Condvar::new(),
+            wakers,
+            changes: AtomicU32::new(0),
+            page_key,
+            link: (config.link != LinkKind::None)
+                .then(|| Mutex::new(LinkModel::new(config.link, LinkOverrides::default()))),
+            config,
             stop: AtomicBool::new(false),
         };
-        shared.reserve_ahead();
         Ok(Self { shared: Arc::new(shared), threads: Mutex::new(Vec::new()) })
     }
 
-    /// Starts write-back and heartbeats, each on a thread of its own. After a fork, not before.
+    /// Starts write-back, copying and the keepers, each on a thread of its own. After a fork, not before.
     ///
     /// # Errors
     /// A thread cannot be started.
     pub fn start(&self) -> Result<(), Error> {
-        let mut threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
-        threads.push(background::spawn(&self.shared, "dpuswap-flush", Shared::flusher)?);
-        threads.push(background::spawn(&self.shared, "dpuswap-keep", Shared::keeper)?);
+        let shared = &self.shared;
+        self.keep_thread(flusher::spawn(shared)?);
+        self.keep_thread(copier::spawn(shared)?);
+        let slots = shared.state().nodes.len() as u16;
+        for slot in 0..slots {
+            self.keep_thread(keeper::spawn(shared, NodeId(slot))?);
+        }
         Ok(())
+    }
+
+    fn keep_thread(&self, thread: JoinHandle<()>) {
+        self.threads.lock().unwrap_or_else(PoisonError::into_inner).push(thread);
+    }
+
+    /// Takes a node in while the engine runs; its keeper connects it. One that is known by that name already is left.
+    ///
+    /// # Errors
+    /// There are [`MAX_NODES`] nodes already, or a thread cannot be started.
+    pub fn join(&self, node: Arc<dyn RemoteNode>) -> Result<bool, Error> {
+        if self.shared.slot_of(node.name()).is_some() {
+            return Ok(false);
+        }
+        let slot = self.shared.add_slot(node)?;
+        self.keep_thread(keeper::spawn(&self.shared, slot)?);
+        Ok(true)
+    }
+
+    /// Says that a node is about to leave: nothing more is put there, and what is there moves away.
+    pub fn leave(&self, name: &str) {
+        if let Some(slot) = self.shared.slot_of(name) {
+            self.shared.set_leaving(slot, true);
+        }
+    }
+
+    /// Names of all nodes, by slot.
+    pub fn node_names(&self) -> Vec<String> {
+        self.shared.nodes.iter().filter_map(OnceLock::get).map(|node| node.name().to_owned()).collect()
+    }
+
+    /// Whether the engine has been told to stop.
+    pub fn is_stopping(&self) -> bool {
+        self.shared.stopping()
+    }
+
+    /// The number by which nodes know this device.
+    pub fn client_id(&self) -> u64 {
+        self.shared.state().model.identity().client_id
     }
 
     /// Stops the threads and gives everything back to the nodes. The content is gone.
     pub fn stop(&self) {
-        self.shared.stop.store(true, Ordering::SeqCst);
-        drop(self.shared.state());
-        self.shared.flush.notify_all();
-        self.shared.keep.notify_all();
-        self.shared.back.notify_all();
-        for thread in self.threads.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
-            let _ = thread.join();
-        }
-        for node in &self.shared.nodes {
+        self.halt();
+        for node in self.shared.nodes.iter().filter_map(OnceLock::get) {
             node.disconnect();
         }
     }
 
-    /// What a queue's thread needs for its own: call once per queue.
-    pub fn queue(&self, queue: u16) -> QueueContext {
-        QueueContext::new(queue)
+    /// Stops the threads and leaves everything as it is, for [`Engine::recover`].
+    pub fn halt(&self) {
+        self.shared.stop.store(true, Ordering::SeqCst);
+        drop(self.shared.state());
+        self.shared.flush.notify_all();
+        self.shared.keep.notify_all();
+        self.shared.copy.notify_all();
+        let threads: Vec<_> = self.threads.lock().unwrap_or_else(PoisonError::into_inner).drain(..).collect();
+        for thread in threads {
+            let _ = thread.join();
+        }
+    }
+
+    /// The handler of a queue.
+    pub fn queue(&self, queue: u16, depth: u16) -> QueueWorker {
+        QueueWorker::new(&self.shared, queue, depth)
     }
 
     /// Pages of the device.
     pub fn pages(&self) -> u32 {
         self.shared.config.pages
     }
-
-    /// The address of a node.
-    pub fn node_name(&self, node: NodeId) -> &str {
-        self.shared.node_name(node)
-    }
 }
 
 impl Drop for Engine {
     fn drop(&mut self) {
-        self.stop();
+        self.halt();
     }
 }
 
@@ -270,154 +287,54 @@ impl Shared {
         self.stop.load(Ordering::SeqCst)
     }
 
+    fn remote(&self, node: NodeId) -> Option<&Arc<dyn RemoteNode>> {
+        self.nodes.get(usize::from(node.0)).and_then(OnceLock::get)
+    }
+
     fn node_name(&self, node: NodeId) -> &str {
-        self.nodes.get(usize::from(node.0)).map_or("?", |node| node.name())
+        self.remote(node).map_or("?", |node| node.name())
     }
 
-    fn remote(&self, node: NodeId) -> Result<&dyn RemoteNode, IoError> {
-        self.nodes.get(usize::from(node.0)).map(Box::as_ref).ok_or(IoError::NodeDown(node))
-    }
-
-    /// Records that a call for a block failed. A block that is not ours is dropped; anything else is the node's failure.
-    /// The caller holds a pin on the block.
-    fn call_failed(&self, block: BlockId, node: NodeId, generation: u32, error: RemoteError) {
-        if !matches!(error, RemoteError::Refused(_, Status::NotYours)) {
-            return self.node_failed(node, generation, error);
-        }
-        let mut guard = self.state();
-        let state = &mut *guard;
-        if state.model.disown(block) {
-            self.counters.blocks_disowned.fetch_add(1, Ordering::Relaxed);
-            if let Some(known) = state.nodes.get_mut(usize::from(node.0)) {
-                known.disowned += 1;
-            }
-            state.keep_wanted = true;
-            drop(guard);
-            self.keep.notify_one();
+    /// Marks the calling thread as one that swap waits for. Where that is not allowed the process could not be protected
+    /// either, and somebody has asked for that.
+    fn protect_thread(&self) {
+        if !self.config.safeguards.flusher {
+            lock::stop_being_io_flusher();
+        } else if let Err(error) = lock::become_io_flusher() {
+            log::debug!("{error}");
         }
     }
 
-    /// Waits until a node that is down is up again. `false` when it is not expected any more, or the deadline is past.
-    fn wait_for_node(&self, node: NodeId, deadline: Instant) -> bool {
-        let mut state = self.state();
-        while let Some(known) = state.nodes.get(usize::from(node.0)) {
-            let now = Instant::now();
-            // Before all else: a node that comes and goes must not keep a request for ever.
-            if now >= deadline || self.stopping() {
-                return false;
-            }
-            if known.up {
-                return true;
-            }
-            let patience = self.config.node_patience;
-            let patience = if known.refused { patience.min(REFUSED_PATIENCE) } else { patience };
-            let left = deadline.min(known.down_since + patience).saturating_duration_since(now);
-            if left.is_zero() {
-                return false;
-            }
-            state = self.back.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
-        }
-        false
+    /// When an answer counts that a real node gave sooner: 0 for at once.
+    fn link_due_ns(&self, node: NodeId, now_ns: u64, bytes_out: usize, bytes_in: usize) -> u64 {
+        let Some(link) = &self.link else { return 0 };
+        let mut link = link.lock().unwrap_or_else(PoisonError::into_inner);
+        link.due_ns(node.0, now_ns, bytes_out as u64, bytes_in as u64)
     }
 
-    /// Records that a call on connection `generation` of a node failed: the node counts as down from now on, until
-    /// the keeper has reconnected. What the cache still has of its pages is dirty again.
-    fn node_failed(&self, node: NodeId, generation: u32, error: RemoteError) {
-        let mut guard = self.state();
-        let state = &mut *guard;
-        let Some(known) = state.nodes.get_mut(usize::from(node.0)) else { return };
-        if !known.up || known.generation != generation {
-            return;
-        }
-        known.up = false;
-        (known.down_since, known.refused) = (Instant::now(), false);
-        known.failures += 1;
-        let saved = state.model.node_down(node);
-        known.unlogged = Some((error, saved));
-        state.keep_wanted = true;
-        state.flush_wanted = true;
-        drop(guard);
-        self.keep.notify_one();
-        self.flush.notify_one();
+    /// Makes every queue look around: there may be room, a node may have come or gone.
+    fn wake_queues(&self) {
+        self.wakers.iter().for_each(Waker::wake);
     }
 
-    /// Borrows some blocks of a node. Gives whether the table has more blocks than before.
-    fn reserve_from(&self, node: NodeId, lane: Lane) -> bool {
-        let (room, generation) = {
-            let state = self.state();
-            (state.model.blocks.room(), state.generation(node))
-        };
-        let mut blocks = [RemoteBlock::numbered(0); RESERVE_BLOCKS];
-        let want = RESERVE_BLOCKS.min(room as usize);
-        let Ok(remote) = self.remote(node) else { return false };
-        if want == 0 {
-            return false;
-        }
-        match remote.reserve(lane, &mut blocks[..want]) {
-            Ok(reserved) => {
-                let mut state = self.state();
-                let mut added = false;
-                if state.generation(node) == generation {
-                    state.model.blocks.set_remote_free(node, reserved.free_blocks);
-                    for block in &blocks[..reserved.granted.min(want)] {
-                        added |= state.model.blocks.add_reserved(node, *block);
-                    }
-                    if reserved.granted == 0 {
-                        state.model.blocks.set_remote_free(node, 0);
-                    }
-                }
-                added
-            }
-            Err(error) => {
-                self.node_failed(node, generation, error);
-                false
-            }
-        }
-    }
-
-    /// Makes sure that the cleaner's reserve is at hand and not only promised.
-    fn reserve_ahead(&self) {
-        for _ in 0..self.nodes.len() {
-            let lacking = {
-                let state = self.state();
-                let blocks = &state.model.blocks;
-                let able = blocks.nodes().filter(|(_, node)| node.up && node.remote_free > 0);
-                let best = able.max_by_key(|(_, node)| node.remote_free).map(|(id, _)| id);
-                best.filter(|_| blocks.local_free() <= CLEANING_RESERVE)
-            };
-            match lacking {
-                Some(node) => self.reserve_from(node, Lane::CONTROL),
-                None => return,
-            };
-        }
+    fn tell_nodes_changed(&self) {
+        self.changes.fetch_add(1, Ordering::Release);
+        self.wake_queues();
     }
 }
 
-impl NodeState {
-    fn up(info: Info) -> Self {
-        Self {
-            info,
-            up: true,
-            down_since: Instant::now(),
-            refused: false,
-            generation: 0,
-            unlogged: None,
-            disowned: 0,
-            failures: 0,
-        }
-    }
+/// Waits on a condition variable without caring why it ends.
+fn wait<'a>(
+    condvar: &Condvar,
+    state: MutexGuard<'a, State>,
+    limit: std::time::Duration,
+) -> MutexGuard<'a, State> {
+    condvar.wait_timeout(state, limit).unwrap_or_else(PoisonError::into_inner).0
 }
 
-impl State {
-    fn generation(&self, node: NodeId) -> u32 {
-        self.nodes.get(usize::from(node.0)).map_or(0, |node| node.generation)
-    }
-}
-
-/// Bytes of the buffer for a run of whole groups: 256 KiB, or one group when that is more.
-fn staging_bytes(group_pages: u32) -> usize {
-    let record = units_of(MAX_RECORD_BYTES) as usize * UNIT_BYTES;
-    (group_pages as usize * record).max(64 * PAGE_BYTES)
+/// Whether `since` is at least `patience` ago.
+fn over(since: Instant, patience: std::time::Duration) -> bool {
+    since.elapsed() >= patience
 }
 
 #[cfg(test)]

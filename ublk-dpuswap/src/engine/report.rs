@@ -57,12 +57,20 @@ counters! {
     hits_written,
     /// Cache hits on pages that a read had brought in.
     hits_filled,
+    /// Cache hits on pages that a read had brought along for another.
+    hits_ahead,
     /// Pages that had to be read from a node.
     misses,
     /// Reads sent to nodes; one may bring several pages.
     remote_reads,
     /// Pages that a read put into the cache.
     fills,
+    /// Of these, pages that nobody had asked for yet.
+    fills_ahead,
+    /// Reads asked of another copy because the first was slow.
+    hedges,
+    /// Of these, those that were answered first.
+    hedges_won,
     /// Writes that found the cache full of dirty pages.
     waited_for_room,
     /// Runs written back.
@@ -73,11 +81,17 @@ counters! {
     bytes_moved,
     /// Blocks emptied by the cleaner.
     blocks_cleaned,
+    /// Pages that the cleaner compressed better.
+    pages_recompressed,
+    /// Blocks copied to another node: off one that wants its memory back, or because a copy was missing.
+    blocks_copied,
+    /// Bytes of these copies.
+    bytes_copied,
     /// Empty blocks given back to nodes.
     blocks_released,
     /// Blocks that a node said are not ours: dropped from the books.
     blocks_disowned,
-    /// Damaged records met by the cleaner.
+    /// Damaged records met, by reads and by the cleaner.
     bad_records,
     /// Requests to write that failed.
     write_errors,
@@ -129,7 +143,7 @@ impl Counters {
 pub struct NodeReport {
     /// Its address.
     pub node: String,
-    /// `up` or `down`.
+    /// `up`, `down`, or `leaving` while everything moves off it.
     pub state: String,
     /// Blocks it has.
     pub capacity_blocks: u32,
@@ -137,6 +151,8 @@ pub struct NodeReport {
     pub free_blocks: u32,
     /// Blocks we hold.
     pub held_blocks: u32,
+    /// Blocks it wants back.
+    pub reclaim_blocks: u32,
     /// Bytes written to it.
     pub bytes_out: u64,
     /// Bytes read from it.
@@ -170,15 +186,27 @@ pub struct Report {
     pub remote_dead_bytes: u64,
     /// Bytes of remote blocks held, empty ones included.
     pub remote_held_bytes: u64,
-    /// Blocks lost with their node that still have pages.
+    /// Blocks lost with their nodes that still have pages.
     pub lost_blocks: u32,
+    /// Blocks with fewer living copies than wanted.
+    pub thin_blocks: u32,
+    /// Copies wanted of every block.
+    pub replicas: u8,
+    /// Bytes of remote blocks of which a page may be read, all copies counted, by `logical_bytes` without same-filled pages.
+    pub remote_ratio: f64,
+    /// Pages brought along by reads that were used before they left the cache.
+    pub ahead_used: u64,
+    /// Those that were not.
+    pub ahead_wasted: u64,
+    /// Allocations on the path of swap, which must stay 0.
+    pub io_path_allocations: u64,
     /// Bytes of the cache's arena.
     pub cache_bytes: u64,
     /// Bytes of it in use.
     pub cache_used_bytes: u64,
     /// Bytes of it that hold dirty pages.
     pub cache_dirty_bytes: u64,
-    /// Bytes sent to nodes by write-back and cleaning, by those of write-back alone.
+    /// Bytes sent to nodes by write-back, cleaning and copying, by those of write-back alone (each copy of a run counts once).
     pub write_amplification: f64,
     /// The nodes.
     pub nodes: Vec<NodeReport>,
@@ -199,12 +227,11 @@ impl Shared {
     fn report(&self) -> Report {
         let counters = self.counters.copy();
         // Swap waits for the lock that is held from here on, and so must not wait for memory: what allocates comes first.
-        let mut nodes: Vec<NodeReport> = self
-            .nodes
-            .iter()
+        let named = self.nodes.iter().filter_map(std::sync::OnceLock::get);
+        let mut nodes: Vec<NodeReport> = named
             .map(|node| NodeReport {
                 node: node.name().to_owned(),
-                state: String::with_capacity("down".len()),
+                state: String::with_capacity("leaving".len()),
                 ..NodeReport::default()
             })
             .collect();
@@ -216,7 +243,12 @@ impl Shared {
         let (held, dirty, used) = (state.model.blocks.nodes(), cache.dirty_slots(), cache.used_slots());
         let known = held.zip(&state.nodes).zip(&self.counters.nodes);
         for (report, (((_, blocks), node), counted)) in nodes.iter_mut().zip(known) {
-            report.state.push_str(if node.up { "up" } else { "down" });
+            report.state.push_str(match (node.up, node.leaving) {
+                (false, _) => "down",
+                (true, false) => "up",
+                (true, true) => "leaving",
+            });
+            report.reclaim_blocks = node.reclaim;
             report.capacity_blocks = node.info.capacity_blocks;
             report.free_blocks = blocks.remote_free;
             report.held_blocks = blocks.held;
@@ -239,11 +271,20 @@ impl Shared {
             remote_dead_bytes: totals.used_bytes - totals.live_bytes.min(totals.used_bytes),
             remote_held_bytes: u64::from(totals.held) * BLOCK_BYTES as u64,
             lost_blocks: totals.lost,
+            thin_blocks: totals.thin,
+            replicas: self.config.replicas,
+            remote_ratio: ratio(
+                (usage.stored_pages - usage.same_filled_pages) * page,
+                u64::from(totals.copies) * BLOCK_BYTES as u64,
+            ),
+            ahead_used: cache.ahead_used,
+            ahead_wasted: cache.ahead_wasted,
+            io_path_allocations: crate::alloc::counted(),
             cache_bytes: u64::from(cache.slots()) * slot,
             cache_used_bytes: u64::from(used) * slot,
             cache_dirty_bytes: u64::from(dirty) * slot,
             write_amplification: ratio(
-                counters.bytes_written_back + counters.bytes_moved,
+                counters.bytes_written_back + counters.bytes_moved + counters.bytes_copied,
                 counters.bytes_written_back,
             ),
             nodes,

@@ -1,13 +1,22 @@
-//! The remote blocks this device holds: which node lent them, how much in them is alive, and which are written to.
+//! The remote blocks this device holds: which nodes have copies, how much in them is alive, which are written to.
 //!
 //! A block is written from its start to its end, never in place: new records go behind the old ones, dead records stay
-//! until the block has no live ones left (then it is used again) or is cleaned. So a location means one content for as
-//! long as its block is not recycled, and a *pin* keeps a block from being recycled while its bytes are in flight.
+//! until the block has no live ones left (then its remote blocks are free again) or is cleaned. So a location means one
+//! content for as long as its block is not recycled, and a *pin* keeps a block from being recycled, and its copies from
+//! being released, while its bytes are in flight. Each opening gives a block a generation that is never used again.
 //!
 //! Invariant: `live_units` of a block is the sum of the units of the locations that the page table or a clean cache
-//! entry holds; a block is recycled exactly when it is sealed, has no live units and no pins.
+//! entry holds; a block is recycled exactly when it is sealed, has no live units and no pins. Copies and generation are
+//! in place before a block counts as open, and it counts as unused before its copies are free.
 
-use crate::units::{BlockId, Choices, Location, NodeId, RemoteBlock, UNIT_BYTES, UNITS_PER_BLOCK};
+use bytemuck::{Pod, Zeroable};
+
+use super::buckets::Buckets;
+use super::nodes::{NodeBlocks, Nodes};
+use crate::memory::{Memory, PersistError, Slab, barrier};
+use crate::units::{
+    BlockId, Choices, Location, MAX_NODES, MAX_REPLICAS, NodeId, RemoteBlock, UNIT_BYTES, UNITS_PER_BLOCK,
+};
 
 /// Blocks that only the cleaner may take: without them a full device could never be cleaned.
 pub const CLEANING_RESERVE: u32 = 2;
@@ -21,61 +30,81 @@ pub enum Stream {
     Moved = 1,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum State {
-    Unused,
-    Free,
-    Open,
-    Sealed,
+const STREAMS: [Stream; 2] = [Stream::New, Stream::Moved];
+
+// States of a block, as they lie in memory.
+pub(super) const UNUSED: u32 = 0;
+pub(super) const OPEN: u32 = 1;
+pub(super) const SEALED: u32 = 2;
+// States of a copy: none, one that is read, one that is kept only until no pin is left.
+pub(super) const NONE: u16 = 0;
+pub(super) const LIVE: u16 = 1;
+pub(super) const LEAVING: u16 = 2;
+
+/// A copy, as it lies in memory.
+#[derive(Debug, Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+pub(super) struct RawCopy {
+    pub(super) node: u16,
+    pub(super) state: u16,
+    number: u32,
+    generation: u32,
 }
 
-#[derive(Debug, Clone, Copy)]
-struct Block {
-    node: NodeId,
-    remote: RemoteBlock,
-    live_units: u32,
-    used_units: u32,
-    pins: u32,
-    state: State,
-    lost: bool,
-    unreadable: bool,
+impl RawCopy {
+    pub(super) fn new(node: NodeId, remote: RemoteBlock) -> Self {
+        Self { node: node.0, state: NONE, number: remote.number, generation: remote.generation }
+    }
+
+    pub(super) fn node(&self) -> NodeId {
+        NodeId(self.node)
+    }
+
+    pub(super) fn remote(&self) -> RemoteBlock {
+        RemoteBlock { number: self.number, generation: self.generation }
+    }
 }
 
-const UNUSED: Block = Block {
-    node: NodeId(0),
-    remote: RemoteBlock::numbered(0),
-    live_units: 0,
-    used_units: 0,
-    pins: 0,
-    state: State::Unused,
-    lost: false,
-    unreadable: false,
-};
-
-/// What the placement knows of a node.
-#[derive(Debug, Clone)]
-pub struct NodeBlocks {
-    /// Whether the node answers.
-    pub up: bool,
-    /// Blocks the node said it can still lend.
-    pub remote_free: u32,
-    /// Blocks held from this node, whatever their state.
-    pub held: u32,
-    free: Vec<BlockId>,
+/// A block, as it lies in memory: 64 bytes. One copy more than the most: the one that is being replaced.
+#[derive(Debug, Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+pub(super) struct RawBlock {
+    pub(super) copies: [RawCopy; MAX_REPLICAS + 1],
+    pub(super) generation: u64,
+    pub(super) used_units: u32,
+    pub(super) state: u32,
 }
 
-/// Totals over all blocks that are not lost.
+/// What follows from the page table, the cache and what is under way.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Derived {
+    pub(super) live_units: u32,
+    /// Transfers that need the block to stay as it is, those of `writers` included.
+    pub(super) pins: u32,
+    /// Batches on their way into it.
+    pub(super) writers: u16,
+    pub(super) copying: bool,
+    pub(super) unreadable: bool,
+}
+
+/// Totals over all blocks.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct BlockTotals {
-    /// Blocks held.
+    /// Remote blocks held, empty ones included.
     pub held: u32,
-    /// Blocks held and empty.
+    /// Remote blocks held and empty.
     pub free: u32,
-    /// Bytes in live records, headers and padding included.
+    /// Blocks with content.
+    pub used: u32,
+    /// Copies of blocks with content.
+    pub copies: u32,
+    /// Blocks with fewer copies on nodes that answer than wanted.
+    pub thin: u32,
+    /// Bytes in live records, headers and padding included, each counted once however many copies it has.
     pub live_bytes: u64,
-    /// Bytes written since the blocks were last empty: live and dead.
+    /// Bytes written since the blocks were last empty: live and dead, counted as above.
     pub used_bytes: u64,
-    /// Blocks that were lost with their node and still have pages.
+    /// Blocks that were lost with their nodes and still have pages.
     pub lost: u32,
 }
 
@@ -90,193 +119,386 @@ pub enum Next {
     Nothing,
 }
 
+/// Nodes chosen for a new block, kept while blocks are reserved.
+#[derive(Debug, Clone, Copy, Default)]
+struct Chosen {
+    nodes: [u16; MAX_REPLICAS],
+    count: usize,
+}
+
 /// The block table.
 #[derive(Debug)]
 pub struct Blocks {
-    blocks: Vec<Block>,
+    pub(super) raw: Slab<RawBlock>,
+    next_generation: Slab<u64>,
+    pub(super) derived: Vec<Derived>,
+    pub(super) buckets: Buckets,
+    pub(super) nodes: Nodes,
+    pub(super) replicas: usize,
     unused: Vec<BlockId>,
-    nodes: Vec<NodeBlocks>,
     open: [Option<BlockId>; 2],
+    chosen: [Chosen; 2],
+    pub(super) thin_from: u32,
+    pub(super) thin_quiet: bool,
 }
 
 impl Blocks {
-    /// A table for at most `max_blocks` blocks of `nodes` nodes, all of which answer and have nothing to lend yet.
-    pub fn new(max_blocks: u32, nodes: u16) -> Self {
-        let node = NodeBlocks { up: true, remote_free: 0, held: 0, free: Vec::new() };
-        let mut all = vec![node; usize::from(nodes)];
-        for node in &mut all {
-            node.free.reserve_exact(max_blocks as usize);
-        }
-        Self {
-            blocks: vec![UNUSED; max_blocks as usize],
-            unused: (0..max_blocks).rev().map(BlockId).collect(),
-            nodes: all,
+    /// Bytes of the memory that survives.
+    pub(super) fn memory_bytes(max_blocks: u32) -> usize {
+        Memory::slab_bytes::<RawBlock>(max_blocks as usize).saturating_add(Memory::slab_bytes::<u64>(1))
+    }
+
+    /// A table for at most `max_blocks` blocks of up to `replicas` copies, content as it lies in `memory`. It is usable
+    /// after [`Blocks::clear`] or [`Blocks::repair`].
+    pub(super) fn new(
+        max_blocks: u32,
+        nodes: u16,
+        replicas: u8,
+        memory: &mut Memory,
+    ) -> Result<Self, PersistError> {
+        let replicas = usize::from(replicas).clamp(1, MAX_REPLICAS);
+        // Room for blocks that a node wants back while their copies are made elsewhere.
+        let most = max_blocks.saturating_mul(replicas as u32).saturating_add(MAX_NODES as u32);
+        Ok(Self {
+            raw: memory.take(max_blocks as usize)?,
+            next_generation: memory.take(1)?,
+            derived: vec![Derived::default(); max_blocks as usize],
+            buckets: Buckets::new(max_blocks),
+            nodes: Nodes::new(nodes, most.min(u32::MAX - 1)),
+            replicas,
+            unused: Vec::with_capacity(max_blocks as usize),
             open: [None; 2],
+            chosen: [Chosen::default(); 2],
+            thin_from: 0,
+            thin_quiet: false,
+        })
+    }
+
+    /// Empties the table.
+    pub(super) fn clear(&mut self) {
+        self.raw.fill(Zeroable::zeroed());
+        self.next_generation.fill(1);
+        self.unused.clear();
+        self.unused.extend((0..self.raw.len() as u32).rev().map(BlockId));
+    }
+
+    /// Takes over what lies in memory after a crash: open blocks are sealed, what contradicts itself is dropped. No
+    /// node answers yet. `live` are the units of the table's locations, to be added by [`Blocks::add_live`] before
+    /// [`Blocks::settle`]. Gives the number of repairs, or the generation counter when that is damaged.
+    pub(super) fn repair(&mut self) -> Result<u64, u64> {
+        const MOST_GENERATIONS: u64 = 1 << 62;
+        let mut repaired = 0;
+        let mut next = self.next_generation.first().copied().unwrap_or(0);
+        if next == 0 || next > MOST_GENERATIONS {
+            return Err(next);
         }
+        let mut seen = std::collections::HashSet::new();
+        for index in 0..self.raw.len() {
+            let mut block = self.raw[index];
+            if block.state == UNUSED {
+                continue;
+            }
+            let known = matches!(block.state, OPEN | SEALED) && block.used_units <= UNITS_PER_BLOCK;
+            if !known || block.generation == 0 || block.generation > MOST_GENERATIONS {
+                self.raw[index].state = UNUSED;
+                repaired += 1;
+                continue;
+            }
+            let mut nodes = [None; MAX_REPLICAS + 1];
+            for (place, copy) in block.copies.iter_mut().enumerate() {
+                if copy.state == NONE || copy.state == LEAVING {
+                    copy.state = NONE;
+                    continue;
+                }
+                let good = copy.state == LIVE
+                    && self.nodes.get(copy.node()).is_some()
+                    && !nodes.contains(&Some(copy.node))
+                    && !seen.contains(&(copy.node, copy.number))
+                    && self.nodes.count_held(copy.node());
+                if good {
+                    seen.insert((copy.node, copy.number));
+                    nodes[place] = Some(copy.node);
+                } else {
+                    copy.state = NONE;
+                    repaired += 1;
+                }
+            }
+            block.state = SEALED;
+            next = next.max(block.generation + 1);
+            self.raw[index] = block;
+        }
+        self.next_generation[0] = next;
+        let count = self.nodes.iter().count() as u16;
+        (0..count)
+            .filter_map(|node| self.nodes.get_mut(NodeId(node)).map(|node| node.up = false))
+            .for_each(drop);
+        Ok(repaired)
+    }
+
+    /// Ends the recovery: all live units are counted; blocks without any are recycled. Gives the blocks that are left.
+    pub(super) fn settle(&mut self) -> u32 {
+        self.unused.clear();
+        for index in (0..self.raw.len() as u32).rev() {
+            if self.raw[index as usize].state == UNUSED {
+                self.unused.push(BlockId(index));
+            } else {
+                // Its remote blocks come back with the list of those that the node says we hold.
+                if self.derived[index as usize].live_units == 0 {
+                    let copies = self.raw[index as usize].copies;
+                    self.raw[index as usize].state = UNUSED;
+                    self.unused.push(BlockId(index));
+                    copies
+                        .iter()
+                        .filter(|copy| copy.state == LIVE)
+                        .for_each(|copy| self.nodes.uncount_held(copy.node()));
+                } else {
+                    self.relink(BlockId(index));
+                }
+            }
+        }
+        self.raw.len() as u32 - self.unused.len() as u32
+    }
+
+    /// Whether a record can lie at `at`: within what was written to a block.
+    pub(super) fn is_valid(&self, at: Location) -> bool {
+        let Some((block, derived)) = self.get(at.block).zip(self.derived.get(at.block.0 as usize)) else {
+            return false;
+        };
+        let inside = at.offset_units.saturating_add(at.units()) <= block.used_units;
+        inside && derived.live_units + at.units() <= block.used_units
     }
 
     /// What is known of a node.
     pub fn node(&self, node: NodeId) -> Option<&NodeBlocks> {
-        self.nodes.get(usize::from(node.0))
+        self.nodes.get(node)
     }
 
     /// All nodes, in order.
     pub fn nodes(&self) -> impl Iterator<Item = (NodeId, &NodeBlocks)> {
-        (0u16..).map(NodeId).zip(&self.nodes)
+        self.nodes.iter()
     }
 
     /// Records what a node can still lend.
     pub fn set_remote_free(&mut self, node: NodeId, blocks: u32) {
-        if let Some(node) = self.nodes.get_mut(usize::from(node.0)) {
+        if let Some(node) = self.nodes.get_mut(node) {
+            self.thin_quiet &= blocks <= node.remote_free;
             node.remote_free = blocks;
         }
     }
 
+    /// Records how busy a node is: of two with equally much free, the less busy one gets the next block.
+    pub fn set_load(&mut self, node: NodeId, load: u32) {
+        if let Some(node) = self.nodes.get_mut(node) {
+            node.load = load;
+        }
+    }
+
+    /// Records whether a node is only for when no other has a block.
+    pub fn set_last_resort(&mut self, node: NodeId, last_resort: bool) {
+        if let Some(node) = self.nodes.get_mut(node) {
+            node.last_resort = last_resort;
+        }
+    }
+
+    /// Calls `cross` with every remote block of a node that has its place in the books. `false`, and the list is not whole,
+    /// while a block is being copied: the target of a copy is in no list.
+    #[must_use]
+    pub fn cross_out_known(&self, node: NodeId, mut cross: impl FnMut(RemoteBlock)) -> bool {
+        if self.derived.iter().any(|derived| derived.copying) {
+            return false;
+        }
+        for index in 0..self.raw.len() as u32 {
+            let Some(block) = self.get(BlockId(index)) else { continue };
+            block
+                .copies
+                .iter()
+                .filter(|copy| copy.state != NONE && copy.node() == node)
+                .for_each(|copy| cross(copy.remote()));
+        }
+        self.nodes.cross_out(node, &mut cross);
+        true
+    }
+
     /// Records whether a node answers. The streams leave a node that does not.
     pub fn set_up(&mut self, node: NodeId, up: bool) {
-        if let Some(known) = self.nodes.get_mut(usize::from(node.0)) {
-            known.up = up;
+        let Some(known) = self.nodes.get_mut(node) else { return };
+        if std::mem::replace(&mut known.up, up) == up {
+            return;
         }
         if !up {
             self.leave(node);
         }
-    }
-
-    /// The node has forgotten our blocks (it restarted, or our lease ran out): what was in them is gone.
-    pub fn lose(&mut self, node: NodeId) {
-        self.leave(node);
-        let Some(known) = self.nodes.get_mut(usize::from(node.0)) else { return };
-        known.held = 0;
-        while let Some(id) = known.free.pop() {
-            self.blocks[id.0 as usize] = UNUSED;
-            self.unused.push(id);
-        }
-        for index in 0..self.blocks.len() as u32 {
-            let block = &mut self.blocks[index as usize];
-            if block.state == State::Sealed && block.node == node && !block.lost {
-                block.lost = true;
-                self.recycle_if_empty(BlockId(index));
+        self.thin_quiet = false;
+        for index in 0..self.raw.len() as u32 {
+            if self.raw[index as usize].copies.iter().any(|copy| copy.state == LIVE && copy.node == node.0) {
+                self.relink(BlockId(index));
             }
         }
     }
 
-    /// The node says that this block is not ours: what was in it is gone, and it is never used again. The caller holds
-    /// a pin. `false` when it was known to be lost.
-    pub fn disown(&mut self, id: BlockId) -> bool {
-        let Some(block) = self.blocks.get_mut(id.0 as usize) else { return false };
-        if block.lost || !matches!(block.state, State::Open | State::Sealed) {
-            return false;
+    /// Records whether new blocks may be placed on a node. Empty blocks of one that is not accepting are released.
+    pub fn set_accepting(&mut self, node: NodeId, accepting: bool) {
+        let Some(known) = self.nodes.get_mut(node) else { return };
+        known.accepting = accepting;
+        self.thin_quiet = false;
+        if !accepting {
+            self.leave(node);
         }
-        block.lost = true;
-        if let Some(node) = self.nodes.get_mut(usize::from(block.node.0)) {
-            node.held = node.held.saturating_sub(1);
+    }
+
+    /// Takes a node off the streams: their open blocks that have a copy on it are sealed.
+    pub(super) fn leave(&mut self, node: NodeId) {
+        for stream in STREAMS {
+            let on_node = |block: &RawBlock| block.copies.iter().any(|c| c.state == LIVE && c.node == node.0);
+            if self.open[stream as usize].and_then(|id| self.get(id)).is_some_and(on_node) {
+                self.seal(stream);
+            }
         }
-        for stream in [Stream::New, Stream::Moved] {
+    }
+
+    /// Seals the block when a stream has it open.
+    pub(super) fn seal_block(&mut self, id: BlockId) {
+        STREAMS.into_iter().for_each(|stream| {
             if self.open[stream as usize] == Some(id) {
                 self.seal(stream);
             }
-        }
-        true
+        });
     }
 
-    fn leave(&mut self, node: NodeId) {
-        for stream in [Stream::New, Stream::Moved] {
-            let of_node =
-                self.open[stream as usize].and_then(|id| self.get(id)).is_some_and(|b| b.node == node);
-            if of_node {
-                self.seal(stream);
-            }
-        }
+    /// The block, when it is in use.
+    pub(super) fn get(&self, id: BlockId) -> Option<&RawBlock> {
+        self.raw.get(id.0 as usize).filter(|block| block.state != UNUSED)
     }
 
-    fn get(&self, id: BlockId) -> Option<&Block> {
-        self.blocks.get(id.0 as usize)
-    }
-
-    /// Adds a block that a node lent. `false` when the table is full: the block must be given back.
+    /// Adds an empty block that a node lent. `false` when there is no room: the block must be given back.
     pub fn add_reserved(&mut self, node: NodeId, remote: RemoteBlock) -> bool {
-        let (Some(known), Some(id)) = (self.nodes.get_mut(usize::from(node.0)), self.unused.pop()) else {
+        if !self.nodes.count_held(node) {
             return false;
-        };
-        known.held += 1;
-        known.free.push(id);
-        self.blocks[id.0 as usize] = Block { node, remote, state: State::Free, ..UNUSED };
+        }
+        self.thin_quiet = false;
+        self.nodes.put_back(node, remote);
         true
     }
 
-    /// Blocks the table can still take.
+    /// Remote blocks that can still be taken.
     pub fn room(&self) -> u32 {
-        self.unused.len() as u32
+        self.nodes.room()
     }
 
-    /// Takes an empty block out of the table, to be given back to its node, as long as more than `keep` empty blocks
-    /// of that node remain.
-    pub fn take_free(&mut self, node: NodeId, keep: u32) -> Option<RemoteBlock> {
-        let known = self.nodes.get_mut(usize::from(node.0)).filter(|known| known.free.len() as u32 > keep)?;
-        let id = known.free.pop()?;
-        known.held -= 1;
-        let remote = self.blocks[id.0 as usize].remote;
-        self.blocks[id.0 as usize] = UNUSED;
-        self.unused.push(id);
-        Some(remote)
+    /// Takes an empty block out, to be given back to its node, as long as more than `keep` empty blocks of that node
+    /// remain.
+    pub fn take_spare(&mut self, node: NodeId, keep: u32) -> Option<RemoteBlock> {
+        self.nodes.take_spare(node, keep)
     }
 
-    fn spare(&self, node: &NodeBlocks) -> u32 {
-        if node.up { node.free.len() as u32 + node.remote_free.min(self.room()) } else { 0 }
+    /// Takes out a block that lost its use, to be given back to its node.
+    pub fn take_retired(&mut self, node: NodeId) -> Option<RemoteBlock> {
+        self.nodes.take_retired(node)
     }
 
-    /// Empty blocks at hand on nodes that answer.
+    /// Copies that a new block can have now.
+    fn width(&self) -> u32 {
+        let able = self.nodes.iter().filter(|(_, node)| self.nodes.spare(node) > 0).count();
+        able.clamp(1, self.replicas) as u32
+    }
+
+    fn pooled(&self) -> u32 {
+        self.nodes.iter().filter(|(_, node)| node.usable()).map(|(_, node)| node.pooled()).sum()
+    }
+
+    /// Blocks that could be opened with what is at hand on nodes that answer.
     pub fn local_free(&self) -> u32 {
-        self.nodes.iter().filter(|node| node.up).map(|node| node.free.len() as u32).sum()
+        (self.pooled() / self.width()).min(self.unused.len() as u32)
     }
 
     /// Blocks that could be written to on nodes that answer, the cleaner's reserve included.
     pub fn total_spare(&self) -> u32 {
-        let at_hand = self.local_free();
-        let remote: u64 =
-            self.nodes.iter().filter(|node| node.up).map(|node| u64::from(node.remote_free)).sum();
-        at_hand + remote.min(u64::from(self.room())) as u32
+        let usable = self.nodes.iter().filter(|(_, node)| node.usable());
+        let remote: u64 = usable.map(|(_, node)| u64::from(node.remote_free)).sum();
+        let blocks = u64::from(self.pooled()) + remote.min(u64::from(self.room()));
+        (blocks / u64::from(self.width())).min(self.unused.len() as u64) as u32
     }
 
-    /// The node for a new block: of two different random nodes with a block to spare, the one with more free blocks.
-    fn choose(&self, choices: &mut Choices) -> Option<NodeId> {
-        let able = || self.nodes().filter(|(_, node)| self.spare(node) > 0);
+    /// The node for a copy: of two different random nodes with a block to spare, the one with more free blocks, or the
+    /// less busy one.
+    pub(super) fn choose(&self, choices: &mut Choices, not: impl Fn(NodeId) -> bool) -> Option<NodeId> {
+        let any = |id: NodeId, node: &NodeBlocks| self.nodes.spare(node) > 0 && !not(id);
+        let resort = !self.nodes.iter().any(|(id, node)| !node.last_resort && any(id, node));
+        let able = || self.nodes.iter().filter(|(id, node)| node.last_resort == resort && any(*id, node));
         let count = able().count() as u32;
         let first = choices.below(count);
         let second = (first + 1 + choices.below(count.saturating_sub(1))) % count.max(1);
         let of_two = (0..count).zip(able()).filter(|(index, _)| *index == first || *index == second);
         // Equal ones are a matter of chance too: the first drawn wins.
-        let free = |node: &NodeBlocks| node.free.len() as u64 + u64::from(node.remote_free);
-        of_two.max_by_key(|(index, (_, node))| (free(node), *index == first)).map(|(_, (id, _))| id)
+        let free = |node: &NodeBlocks| u64::from(node.pooled()) + u64::from(node.remote_free);
+        let best = of_two
+            .max_by_key(|(index, (_, node))| (free(node), std::cmp::Reverse(node.load), *index == first));
+        best.map(|(_, (id, _))| id)
     }
 
-    /// Seals the stream's open block, if it has one, and opens another.
+    /// The nodes for the stream's next block: those chosen before, if they still have room.
+    fn choose_all(&mut self, stream: Stream, choices: &mut Choices) -> Chosen {
+        let mut chosen = self.chosen[stream as usize];
+        let able = |id: &u16| self.nodes.get(NodeId(*id)).is_some_and(|node| self.nodes.spare(node) > 0);
+        if chosen.count == 0 || !chosen.nodes[..chosen.count].iter().all(able) {
+            chosen = Chosen::default();
+            while chosen.count < self.replicas {
+                let taken = chosen.nodes;
+                let not = |id: NodeId| taken[..chosen.count].contains(&id.0);
+                let Some(node) = self.choose(choices, not) else { break };
+                chosen.nodes[chosen.count] = node.0;
+                chosen.count += 1;
+            }
+        }
+        self.chosen[stream as usize] = chosen;
+        chosen
+    }
+
+    /// Seals the stream's open block, if it has one, and opens another: with as many copies as wanted, on different
+    /// nodes, or fewer when there are no more nodes.
     pub fn open_next(&mut self, stream: Stream, choices: &mut Choices) -> Next {
         self.seal(stream);
-        if stream == Stream::New && self.total_spare() <= CLEANING_RESERVE {
+        if self.unused.is_empty() || stream == Stream::New && self.total_spare() <= CLEANING_RESERVE {
             return Next::Nothing;
         }
-        let Some(node) = self.choose(choices) else { return Next::Nothing };
-        let at_hand = self.local_free();
-        let Some(known) = self.nodes.get_mut(usize::from(node.0)) else { return Next::Nothing };
-        if known.free.is_empty()
-            || (stream == Stream::New && at_hand <= CLEANING_RESERVE && known.remote_free > 0)
-        {
-            return Next::Reserve(node);
+        let chosen = self.choose_all(stream, choices);
+        let nodes = &chosen.nodes[..chosen.count];
+        if nodes.is_empty() {
+            return Next::Nothing;
         }
-        if stream == Stream::New && at_hand <= CLEANING_RESERVE {
-            // This node has nothing more to lend: some other one must.
-            return match self.nodes().find(|(_, other)| other.up && other.remote_free > 0) {
-                Some((other, _)) => Next::Reserve(other),
-                None => Next::Nothing,
-            };
+        let known = |id: u16| self.nodes.get(NodeId(id));
+        if let Some(id) = nodes.iter().find(|id| known(**id).is_none_or(|node| node.pooled() == 0)) {
+            return Next::Reserve(NodeId(*id));
         }
-        let Some(id) = known.free.pop() else { return Next::Nothing };
-        let block = &mut self.blocks[id.0 as usize];
-        block.state = State::Open;
-        (block.live_units, block.used_units) = (0, 0);
-        self.open[stream as usize] = Some(id);
+        if stream == Stream::New && self.local_free() <= CLEANING_RESERVE {
+            // The blocks at hand are the cleaner's: more are needed first, if not from these nodes then from others.
+            let lends = |id: u16| known(id).is_some_and(|node| node.usable() && node.remote_free > 0);
+            let all = self.nodes.iter().map(|(id, _)| id.0);
+            let lender = nodes.iter().copied().chain(all).find(|id| lends(*id) && self.room() > 0);
+            return lender.map_or(Next::Nothing, |id| Next::Reserve(NodeId(id)));
+        }
+        self.open_on(stream, chosen);
         Next::Opened
+    }
+
+    fn open_on(&mut self, stream: Stream, chosen: Chosen) {
+        let (Some(id), Some(next)) = (self.unused.pop(), self.next_generation.first_mut()) else { return };
+        let generation = *next;
+        *next += 1;
+        barrier();
+        let mut block = RawBlock { generation, state: UNUSED, ..Zeroable::zeroed() };
+        for (copy, node) in block.copies.iter_mut().zip(&chosen.nodes[..chosen.count]) {
+            if let Some(remote) = self.nodes.take(NodeId(*node)) {
+                *copy = RawCopy { state: LIVE, ..RawCopy::new(NodeId(*node), remote) };
+            }
+        }
+        self.raw[id.0 as usize] = block;
+        barrier();
+        self.raw[id.0 as usize].state = OPEN;
+        barrier();
+        self.derived[id.0 as usize] = Derived::default();
+        self.chosen[stream as usize] = Chosen::default();
+        self.open[stream as usize] = Some(id);
     }
 
     /// The stream's open block, the next unit in it, and the units left.
@@ -286,72 +508,115 @@ impl Blocks {
         Some((id, block.used_units, UNITS_PER_BLOCK - block.used_units))
     }
 
+    /// The generation of a block since it was opened; 0 for one that is not in use.
+    pub fn generation(&self, id: BlockId) -> u64 {
+        self.get(id).map_or(0, |block| block.generation)
+    }
+
     /// Closes the stream's open block for writing.
     pub fn seal(&mut self, stream: Stream) {
         if let Some(id) = self.open[stream as usize].take() {
-            self.blocks[id.0 as usize].state = State::Sealed;
+            self.raw[id.0 as usize].state = SEALED;
+            self.thin_quiet = false;
+            self.relink(id);
             self.recycle_if_empty(id);
         }
     }
 
-    /// Advances the write position of an open block by `units` and pins the block until [`Blocks::unpin`].
-    pub fn advance(&mut self, id: BlockId, units: u32) {
-        if let Some(block) = self.blocks.get_mut(id.0 as usize) {
+    /// Advances the write position of an open block by `units`, and pins it until [`Blocks::written`].
+    pub(super) fn advance(&mut self, id: BlockId, units: u32) {
+        if let (Some(block), Some(derived)) =
+            (self.raw.get_mut(id.0 as usize), self.derived.get_mut(id.0 as usize))
+        {
             block.used_units = (block.used_units + units).min(UNITS_PER_BLOCK);
-            block.pins += 1;
+            derived.pins += 1;
+            derived.writers += 1;
+            barrier();
         }
     }
 
-    /// Keeps a block from being recycled.
+    /// Ends what [`Blocks::advance`] began.
+    pub(super) fn written(&mut self, id: BlockId) {
+        if let Some(derived) = self.derived.get_mut(id.0 as usize) {
+            derived.writers = derived.writers.saturating_sub(1);
+            self.thin_quiet &= derived.writers > 0;
+        }
+        self.unpin(id);
+    }
+
+    /// Keeps a block from being recycled and its copies from being released.
     pub fn pin(&mut self, id: BlockId) {
-        if let Some(block) = self.blocks.get_mut(id.0 as usize) {
-            block.pins += 1;
+        if let Some(derived) = self.derived.get_mut(id.0 as usize) {
+            derived.pins += 1;
         }
     }
 
     /// Ends one pin.
     pub fn unpin(&mut self, id: BlockId) {
-        if let Some(block) = self.blocks.get_mut(id.0 as usize) {
-            block.pins = block.pins.saturating_sub(1);
+        let Some(derived) = self.derived.get_mut(id.0 as usize) else { return };
+        derived.pins = derived.pins.saturating_sub(1);
+        if derived.pins == 0 {
+            self.let_go(id);
+            self.recycle_if_empty(id);
         }
-        self.recycle_if_empty(id);
     }
 
     /// A record at `at` is now the one to be read.
-    pub fn add_live(&mut self, at: Location) {
-        if let Some(block) = self.blocks.get_mut(at.block.0 as usize) {
-            block.live_units += at.units();
+    pub(super) fn add_live(&mut self, at: Location) {
+        if let Some(derived) = self.derived.get_mut(at.block.0 as usize) {
+            derived.live_units += at.units();
+            self.relink(at.block);
         }
     }
 
     /// The record at `at` is no longer wanted.
-    pub fn kill(&mut self, at: Location) {
-        if let Some(block) = self.blocks.get_mut(at.block.0 as usize) {
-            block.live_units = block.live_units.saturating_sub(at.units());
+    pub(super) fn kill(&mut self, at: Location) {
+        if let Some(derived) = self.derived.get_mut(at.block.0 as usize) {
+            derived.live_units = derived.live_units.saturating_sub(at.units());
+            self.relink(at.block);
         }
         self.recycle_if_empty(at.block);
     }
 
+    /// Puts the block into the list where a cleaner or a node that leaves looks for it.
+    pub(super) fn relink(&mut self, id: BlockId) {
+        let Some(derived) = self.derived.get(id.0 as usize).copied() else { return };
+        let listed = self.get(id).is_some_and(|block| block.state == SEALED) && self.readable(id);
+        self.buckets.place(id.0, listed.then_some(derived.live_units), !derived.unreadable);
+    }
+
     fn recycle_if_empty(&mut self, id: BlockId) {
-        let Some(block) = self.blocks.get_mut(id.0 as usize) else { return };
-        if block.state != State::Sealed || block.live_units > 0 || block.pins > 0 {
+        let Some(derived) = self.derived.get(id.0 as usize) else { return };
+        let Some(block) = self.get(id).copied() else { return };
+        if block.state != SEALED || derived.live_units > 0 || derived.pins > 0 {
             return;
         }
-        if block.lost {
-            *block = UNUSED;
-            self.unused.push(id);
-        } else if let Some(node) = self.nodes.get_mut(usize::from(block.node.0)) {
-            block.state = State::Free;
-            (block.used_units, block.unreadable) = (0, false);
-            node.free.push(id);
+        barrier();
+        self.raw[id.0 as usize].state = UNUSED;
+        barrier();
+        self.relink(id);
+        self.thin_quiet = false;
+        self.unused.push(id);
+        for copy in block.copies.iter().filter(|copy| copy.state != NONE) {
+            self.nodes.put_back(copy.node(), copy.remote());
         }
     }
 
-    /// Where to find a block: its node, the node's number for it, and whether it can be read now.
-    pub fn place(&self, id: BlockId) -> Option<(NodeId, RemoteBlock, bool)> {
-        let block = self.get(id).filter(|block| block.state != State::Unused)?;
-        let up = self.node(block.node).is_some_and(|node| node.up);
-        Some((block.node, block.remote, up && !block.lost))
+    /// Where a block is: node, the node's number for it, and whether the node answers.
+    pub fn copies(&self, id: BlockId) -> impl Iterator<Item = (NodeId, RemoteBlock, bool)> {
+        let copies = self.get(id).map_or(&[][..], |block| &block.copies[..]);
+        let live = copies.iter().filter(|copy| copy.state == LIVE);
+        live.map(|copy| (copy.node(), copy.remote(), self.nodes.is_up(copy.node())))
+    }
+
+    /// Whether a copy is on a node that answers.
+    pub fn readable(&self, id: BlockId) -> bool {
+        self.copies(id).any(|(.., up)| up)
+    }
+
+    /// Whether no copy is left that could come back.
+    pub fn is_lost(&self, id: BlockId) -> bool {
+        self.copies(id).next().is_none()
     }
 
     /// Bytes written to a block so far.
@@ -359,38 +624,37 @@ impl Blocks {
         self.get(id).map_or(0, |block| block.used_units as usize * UNIT_BYTES)
     }
 
-    /// The sealed block with the least live bytes that can be read, when those are at most `max_live_units`.
+    /// Units of a block that are alive.
+    pub fn live_units(&self, id: BlockId) -> u32 {
+        self.derived.get(id.0 as usize).map_or(0, |derived| derived.live_units)
+    }
+
+    /// The sealed block with the least live bytes that can be read and nobody uses, when those are at most
+    /// `max_live_units` (exact to 64 units).
     pub fn victim(&self, max_live_units: u32) -> Option<BlockId> {
-        let up = |block: &Block| self.node(block.node).is_some_and(|node| node.up);
-        let fit = |block: &Block| block.state == State::Sealed && block.live_units <= max_live_units;
-        (0..)
-            .map(BlockId)
-            .zip(&self.blocks)
-            .filter(|(_, block)| {
-                fit(block) && !block.lost && !block.unreadable && block.pins == 0 && up(block)
-            })
-            .min_by_key(|(_, block)| block.live_units)
-            .map(|(id, _)| id)
+        let idle = |id: &u32| self.derived.get(*id as usize).is_some_and(|derived| derived.pins == 0);
+        self.buckets.cleanable(max_live_units).find(idle).map(BlockId)
     }
 
     /// The cleaner met a bad record in the block: it is left alone until it is empty.
     pub fn mark_unreadable(&mut self, id: BlockId) {
-        if let Some(block) = self.blocks.get_mut(id.0 as usize) {
-            block.unreadable = true;
+        if let Some(derived) = self.derived.get_mut(id.0 as usize) {
+            derived.unreadable = true;
+            self.relink(id);
         }
     }
 
-    /// Totals for the report.
+    /// Totals for the report. Looks at all blocks.
     pub fn totals(&self) -> BlockTotals {
-        let mut totals = BlockTotals::default();
-        for block in self.blocks.iter().filter(|block| block.state != State::Unused) {
-            if block.lost {
-                totals.lost += 1;
-                continue;
-            }
-            totals.held += 1;
-            totals.free += u32::from(block.state == State::Free);
-            totals.live_bytes += u64::from(block.live_units) * UNIT_BYTES as u64;
+        let free = self.nodes.iter().map(|(_, node)| node.pooled()).sum();
+        let mut totals = BlockTotals { held: self.nodes.held(), free, ..BlockTotals::default() };
+        for (id, derived) in (0..).map(BlockId).zip(&self.derived) {
+            let Some(block) = self.get(id) else { continue };
+            totals.used += 1;
+            totals.lost += u32::from(self.is_lost(id));
+            totals.copies += self.copies(id).count() as u32;
+            totals.thin += u32::from(self.copies(id).filter(|(.., up)| *up).count() < self.replicas);
+            totals.live_bytes += u64::from(derived.live_units) * UNIT_BYTES as u64;
             totals.used_bytes += u64::from(block.used_units) * UNIT_BYTES as u64;
         }
         totals
@@ -398,103 +662,4 @@ impl Blocks {
 }
 
 #[cfg(test)]
-impl Blocks {
-    /// Compares the counters with the live units counted by the caller, per block.
-    pub(crate) fn check(&self, live: &std::collections::HashMap<BlockId, u32>) {
-        for (id, block) in (0..).map(BlockId).zip(&self.blocks) {
-            let counted = live.get(&id).copied().unwrap_or(0);
-            assert_eq!(block.live_units, counted, "live units of block {id:?}");
-            if matches!(block.state, State::Unused | State::Free) {
-                assert_eq!(counted, 0, "a block without content has no live pages");
-            }
-            assert!(block.live_units <= block.used_units && block.used_units <= UNITS_PER_BLOCK);
-        }
-        let free: usize = self.nodes.iter().map(|node| node.free.len()).sum();
-        let states = |state| self.blocks.iter().filter(|block| block.state == state).count();
-        assert_eq!(free, states(State::Free));
-        assert_eq!(self.unused.len(), states(State::Unused));
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn with_nodes(free: &[u32]) -> Blocks {
-        let mut blocks = Blocks::new(10_000, free.len() as u16);
-        for (node, count) in free.iter().enumerate() {
-            for remote in 0..*count {
-                assert!(blocks.add_reserved(NodeId(node as u16), RemoteBlock::numbered(remote)));
-            }
-        }
-        blocks
-    }
-
-    #[test]
-    fn power_of_two_choices_never_takes_the_fullest_node_and_levels_the_rest() {
-        let mut blocks = with_nodes(&[1000, 1000, 10]);
-        let mut choices = Choices::new(7);
-        for _ in 0..1200 {
-            assert_eq!(blocks.open_next(Stream::New, &mut choices), Next::Opened);
-            let (id, ..) = blocks.open_block(Stream::New).unwrap();
-            assert_ne!(
-                blocks.place(id).unwrap().0,
-                NodeId(2),
-                "node 2 always has fewer than the other of the two"
-            );
-            blocks.add_live(Location { block: id, offset_units: 0, len_bytes: 0 });
-            blocks.pin(id);
-        }
-        let left: Vec<usize> = blocks.nodes.iter().map(|node| node.free.len()).collect();
-        assert!(left[0].abs_diff(left[1]) < 40, "levelled: {left:?}");
-    }
-
-    #[test]
-    fn the_last_blocks_are_for_the_cleaner_only() {
-        let mut blocks = with_nodes(&[4]);
-        let mut choices = Choices::new(1);
-        for _ in 0..2 {
-            assert_eq!(blocks.open_next(Stream::New, &mut choices), Next::Opened);
-            blocks.pin(blocks.open_block(Stream::New).unwrap().0);
-        }
-        assert_eq!(blocks.open_next(Stream::New, &mut choices), Next::Nothing);
-        assert_eq!(blocks.open_next(Stream::Moved, &mut choices), Next::Opened);
-    }
-
-    #[test]
-    fn a_block_is_recycled_when_its_last_page_dies_but_not_while_it_is_pinned() {
-        let mut blocks = with_nodes(&[4]);
-        let mut choices = Choices::new(1);
-        assert_eq!(blocks.open_next(Stream::New, &mut choices), Next::Opened);
-        let (id, ..) = blocks.open_block(Stream::New).unwrap();
-        let at = Location { block: id, offset_units: 0, len_bytes: 640 };
-        blocks.advance(id, 10);
-        blocks.add_live(at);
-        blocks.seal(Stream::New);
-        assert_eq!(blocks.victim(100), None, "pinned");
-        blocks.kill(at);
-        assert_eq!(blocks.local_free(), 3);
-        blocks.unpin(id);
-        assert_eq!(blocks.local_free(), 4);
-    }
-
-    #[test]
-    fn blocks_of_a_lost_node_are_unreadable_and_vanish_when_their_pages_do() {
-        let mut blocks = with_nodes(&[4, 4]);
-        let mut choices = Choices::new(1);
-        assert_eq!(blocks.open_next(Stream::New, &mut choices), Next::Opened);
-        let (id, ..) = blocks.open_block(Stream::New).unwrap();
-        let (node, ..) = blocks.place(id).unwrap();
-        let at = Location { block: id, offset_units: 0, len_bytes: 64 };
-        blocks.advance(id, 1);
-        blocks.unpin(id);
-        blocks.add_live(at);
-        blocks.lose(node);
-        assert!(!blocks.place(id).unwrap().2);
-        assert_eq!(blocks.open_block(Stream::New), None, "the stream left the node");
-        assert_eq!((blocks.totals().lost, blocks.totals().held), (1, 4));
-        blocks.kill(at);
-        assert_eq!(blocks.totals().lost, 0);
-        assert_eq!(blocks.room(), 10_000 - 4);
-    }
-}
+mod tests;

@@ -9,17 +9,29 @@
 //! needs no bytes at all. An operation that fails leaves the page as it was.
 
 mod blocks;
+mod buckets;
+mod copies;
 mod groups;
+mod moves;
+mod nodes;
+mod persist;
 mod table;
 
-pub use blocks::{BlockTotals, Blocks, CLEANING_RESERVE, Next, NodeBlocks, Stream};
+pub use crate::memory::PersistError;
+pub use blocks::{BlockTotals, Blocks, CLEANING_RESERVE, Next, Stream};
+pub use copies::{CopyPlan, CopyStep};
+pub use moves::{Found, walk};
+pub use nodes::NodeBlocks;
+pub use persist::{Identity, NODE_NAME_BYTES, NodeIdentity, Recovered, Shape};
 pub use table::Mapping;
+pub(crate) use table::{pack_location, unpack_location};
 
 use crate::cache::{Cache, Entry, NewEntry};
 use crate::codec::Codec;
-use crate::record::{self, HEADER_BYTES, RecordHeader};
-use crate::units::{BlockId, EntryId, Location, NodeId, PageNo, UNIT_BYTES, units_of};
+use crate::record::{self, HEADER_BYTES, RecordHeader, record_bytes};
+use crate::units::{BlockId, EntryId, Location, NodeId, PAGE_BYTES, PageNo, UNIT_BYTES, units_of};
 use groups::DirtyGroups;
+use persist::Root;
 use table::PageTable;
 
 /// The cache has no room for a page until dirty pages are written back.
@@ -61,57 +73,26 @@ pub struct Batch {
     pub offset_units: u32,
     /// Units of the run.
     pub units: u32,
-}
-
-/// A record found in a block by its header.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Found {
-    /// The page the record is of.
-    pub page: PageNo,
-    /// Where it is.
-    pub at: Location,
-}
-
-/// How large the parts of the model are.
-#[derive(Debug, Clone, Copy)]
-pub struct Shape {
-    /// Pages of the device.
-    pub pages: u32,
-    /// Pages of a block group: written back together, to one contiguous run.
-    pub group_pages: u32,
-    /// Bytes of cache.
-    pub cache_bytes: u64,
-    /// Most remote blocks to hold.
-    pub max_blocks: u32,
-    /// Nodes.
-    pub nodes: u16,
+    /// The block's generation, which the records are sealed for.
+    pub generation: u64,
 }
 
 /// The model.
 pub struct Model {
     /// The block table and placement.
     pub blocks: Blocks,
+    root: Root,
     table: PageTable,
     cache: Cache,
     dirty: DirtyGroups,
-    group_pages: u32,
-    next_seq: u64,
+    shape: Shape,
     usage: Usage,
 }
 
 impl Model {
-    /// An empty device.
-    pub fn new(shape: &Shape) -> Self {
-        let group_pages = shape.group_pages.max(1);
-        Self {
-            blocks: Blocks::new(shape.max_blocks, shape.nodes),
-            table: PageTable::new(shape.pages),
-            cache: Cache::new(shape.cache_bytes),
-            dirty: DirtyGroups::new(shape.pages.div_ceil(group_pages)),
-            group_pages,
-            next_seq: 1,
-            usage: Usage::default(),
-        }
+    /// How large the parts are.
+    pub fn shape(&self) -> &Shape {
+        &self.shape
     }
 
     /// Where a page is.
@@ -139,113 +120,162 @@ impl Model {
     /// # Errors
     /// [`CacheFull`] when dirty pages must be written back first; the page keeps its old content.
     pub fn put(&mut self, page: PageNo, codec: Codec, payload: &[u8]) -> Result<(), CacheFull> {
+        if page.0 >= self.shape.pages {
+            return Ok(());
+        }
         self.make_free(payload.len())?;
-        let new = NewEntry { page, codec, payload, seq: self.next_seq, remote: None };
+        let seq = self.next_seq();
+        let new = NewEntry { page, codec, payload, seq, remote: None, ahead: false };
         let id = self.cache.insert(&new).ok_or(CacheFull)?;
-        self.next_seq += 1;
-        self.forget(page);
-        self.table.set(page, Mapping::Cached(id));
-        self.usage.stored_pages += 1;
-        self.usage.raw_pages += u64::from(codec == Codec::Raw);
-        self.usage.payload_bytes += payload.len() as u64;
-        self.dirty.push(page.0 / self.group_pages);
+        self.replace(page, Mapping::Cached(id));
+        self.dirty.push(page.0 / self.shape.group_pages);
         Ok(())
+    }
+
+    fn next_seq(&mut self) -> u64 {
+        let Some(next) = self.root.next_seq.first_mut() else { return 0 };
+        let seq = *next;
+        *next += 1;
+        seq
     }
 
     /// Stores a page that is one repeated word.
     pub fn put_same_filled(&mut self, page: PageNo, pattern: u32) {
-        self.next_seq += 1;
-        self.forget(page);
-        self.table.set(page, Mapping::SameFilled(pattern));
-        self.usage.stored_pages += 1;
-        self.usage.same_filled_pages += 1;
+        if page.0 < self.shape.pages {
+            self.replace(page, Mapping::SameFilled(pattern));
+        }
     }
 
     /// Drops a page's content; it reads as zeros from now on.
     pub fn discard(&mut self, page: PageNo) {
-        self.forget(page);
+        self.replace(page, Mapping::Absent);
     }
 
     /// Uses a cached page: copies its payload into the start of `out`.
     pub fn read_cached(&mut self, id: EntryId, out: &mut [u8]) -> Option<Entry> {
-        let entry = *self.cache.entry(id)?;
+        let entry = self.cache.entry(id)?;
         self.cache.touch(id);
         self.cache.copy_out(id, out);
         Some(entry)
     }
 
     /// Keeps a copy of a page that was read from `at`, if the page is still there and clean entries can make room.
-    pub fn fill(&mut self, header: &RecordHeader, at: Location, payload: &[u8]) -> bool {
-        if self.table.get(header.page) != Mapping::Remote(at) || self.make_free(payload.len()).is_err() {
+    /// `ahead`: nobody asked for it yet.
+    pub fn fill(&mut self, header: &RecordHeader, at: Location, payload: &[u8], ahead: bool) -> bool {
+        let (page, codec) = (header.page, header.codec);
+        // Evicting cannot move the page: it is not in the cache.
+        if self.table.get(page) != Mapping::Remote(at) || self.make_free(payload.len()).is_err() {
             return false;
         }
-        let new =
-            NewEntry { page: header.page, codec: header.codec, payload, seq: header.seq, remote: Some(at) };
+        let new = NewEntry { page, codec, payload, seq: header.seq, remote: Some(at), ahead };
         let Some(id) = self.cache.insert(&new) else { return false };
-        self.table.set(header.page, Mapping::Cached(id));
+        self.remap(page, Mapping::Cached(id));
         true
     }
 
+    /// The pages of this page's group whose records lie around its own (at `at`) in the same block, itself included,
+    /// so that one read of at most `most_bytes` brings them all; by offset. `out` is emptied first and never grows past
+    /// its capacity.
+    pub fn neighbours(&self, page: PageNo, at: Location, most_bytes: u32, out: &mut Vec<(PageNo, Location)>) {
+        out.clear();
+        if out.capacity() == 0 {
+            return;
+        }
+        out.push((page, at));
+        let (mut first, mut last) = (at.offset_units, at.offset_units + at.units());
+        let most_units = most_bytes / UNIT_BYTES as u32;
+        // Nearest in number first: the kernel's read-ahead goes by number too.
+        let range = self.pages_of(page.0 / self.shape.group_pages);
+        let after = (page.0 + 1..range.end).map(PageNo);
+        let before = (range.start..page.0).rev().map(PageNo);
+        for other in after.chain(before) {
+            if out.len() == out.capacity() {
+                break;
+            }
+            let Mapping::Remote(near) = self.table.get(other) else { continue };
+            let (start, end) = (first.min(near.offset_units), last.max(near.offset_units + near.units()));
+            if near.block == at.block && end - start <= most_units {
+                (first, last) = (start, end);
+                out.push((other, near));
+            }
+        }
+        out.sort_unstable_by_key(|(_, at)| at.offset_units);
+    }
+
     fn make_free(&mut self, payload_bytes: usize) -> Result<(), CacheFull> {
-        if !self.cache.can_store(payload_bytes) {
+        if payload_bytes > PAGE_BYTES || !self.cache.can_store(payload_bytes) {
             return Err(CacheFull);
         }
         while !self.cache.has_free(payload_bytes) {
             let id = self.cache.pop_victim().ok_or(CacheFull)?;
-            let entry = self.cache.entry(id).copied().ok_or(CacheFull)?;
+            let entry = self.cache.entry(id).ok_or(CacheFull)?;
             if let Some(at) = entry.remote {
-                self.table.set(entry.page, Mapping::Remote(at));
+                self.remap(entry.page, Mapping::Remote(at));
             }
             self.cache.free(id);
         }
         Ok(())
     }
 
-    fn forget(&mut self, page: PageNo) {
-        match self.table.get(page) {
-            Mapping::Absent => return,
-            Mapping::SameFilled(_) => self.usage.same_filled_pages -= 1,
-            Mapping::Cached(id) => {
-                if let Some(entry) = self.cache.entry(id).copied() {
-                    self.note_gone(u64::from(entry.payload_bytes));
-                    match (entry.writing, entry.remote) {
-                        (true, _) => self.cache.orphan(id),
-                        (false, remote) => {
-                            self.cache.free(id);
-                            remote.into_iter().for_each(|at| self.blocks.kill(at));
-                        }
-                    }
+    /// Makes a page's content what `new` says, then gives up what it was.
+    fn replace(&mut self, page: PageNo, new: Mapping) {
+        let old = self.table.get(page);
+        self.remap(page, new);
+        match old {
+            Mapping::Absent | Mapping::SameFilled(_) => {}
+            Mapping::Remote(at) => self.blocks.kill(at),
+            Mapping::Cached(id) => match self.cache.entry(id) {
+                Some(entry) if entry.writing => self.cache.orphan(id),
+                Some(entry) => {
+                    self.cache.free(id);
+                    entry.remote.into_iter().for_each(|at| self.blocks.kill(at));
                 }
-            }
-            Mapping::Remote(at) => {
-                self.note_gone(u64::from(at.len_bytes) - HEADER_BYTES as u64);
-                self.blocks.kill(at);
-            }
+                None => {}
+            },
         }
-        self.usage.stored_pages -= 1;
-        self.table.set(page, Mapping::Absent);
     }
 
-    /// Raw payloads are the only ones of 4096 bytes: LZ4 ones are at most three quarters of that.
-    fn note_gone(&mut self, payload_bytes: u64) {
-        self.usage.payload_bytes -= payload_bytes;
-        self.usage.raw_pages -= u64::from(payload_bytes == crate::units::PAGE_BYTES as u64);
+    /// Changes a page's word, and the usage by it.
+    fn remap(&mut self, page: PageNo, new: Mapping) {
+        self.weigh(self.table.get(page), false);
+        self.table.set(page, new);
+        self.weigh(self.table.get(page), true);
+    }
+
+    /// Raw payloads are the only ones of 4096 bytes: compressed ones are at most three quarters of that.
+    fn weigh(&mut self, mapping: Mapping, add: bool) {
+        let overhead = record_bytes(0, self.shape.sealed) as u64;
+        let payload = match mapping {
+            Mapping::Absent => return,
+            Mapping::SameFilled(_) => None,
+            Mapping::Cached(id) => self.cache.entry(id).map(|entry| u64::from(entry.payload_bytes)),
+            Mapping::Remote(at) => Some(u64::from(at.len_bytes).saturating_sub(overhead)),
+        };
+        let raw = payload == Some(PAGE_BYTES as u64);
+        let one =
+            |count: &mut u64, by: u64| *count = if add { *count + by } else { count.saturating_sub(by) };
+        one(&mut self.usage.stored_pages, 1);
+        one(&mut self.usage.same_filled_pages, u64::from(matches!(mapping, Mapping::SameFilled(_))));
+        one(&mut self.usage.raw_pages, u64::from(raw));
+        one(&mut self.usage.payload_bytes, payload.unwrap_or(0));
     }
 
     fn dirty_entry(&self, page: u32) -> Option<(EntryId, Entry)> {
         let Mapping::Cached(id) = self.table.get(PageNo(page)) else { return None };
         let entry = self.cache.entry(id).filter(|entry| entry.dirty && !entry.writing)?;
-        Some((id, *entry))
+        Some((id, entry))
     }
 
     fn pages_of(&self, group: u32) -> std::ops::Range<u32> {
-        let first = group.saturating_mul(self.group_pages);
-        first..first.saturating_add(self.group_pages).min(self.table.pages())
+        let first = group.saturating_mul(self.shape.group_pages);
+        first..first.saturating_add(self.shape.group_pages).min(self.table.pages())
     }
 
     fn run_units(&self, group: u32) -> u32 {
         let entries = self.pages_of(group).filter_map(|page| self.dirty_entry(page));
-        entries.map(|(_, entry)| units_of(HEADER_BYTES + entry.payload_bytes as usize)).sum()
+        entries
+            .map(|(_, entry)| units_of(record_bytes(entry.payload_bytes as usize, self.shape.sealed)))
+            .sum()
     }
 
     /// Units that the oldest dirty group needs; `None` when nothing waits to be written back.
@@ -260,7 +290,7 @@ impl Model {
     }
 
     /// Starts a write-back into the open block: packs whole groups, oldest first, into `staging` as long as they fit
-    /// there and in the block. Checksums are left open ([`record::seal`]). `items` is emptied first and never grows
+    /// there and in the block. Records are still to be sealed, each for its place ([`record::seal`]). `items` is emptied first and never grows
     /// past its capacity. `None` when nothing fits.
     pub fn begin_batch(&mut self, staging: &mut [u8], items: &mut Vec<Item>) -> Option<Batch> {
         items.clear();
@@ -268,12 +298,13 @@ impl Model {
         let room = left.min((staging.len() / UNIT_BYTES) as u32);
         let mut units = 0;
         while let Some(need) = self.next_run_units() {
-            let fits = units + need <= room && items.len() + self.group_pages as usize <= items.capacity();
+            let fits =
+                units + need <= room && items.len() + self.shape.group_pages as usize <= items.capacity();
             let Some(group) = self.dirty.front().filter(|_| fits) else { break };
             self.dirty.pop();
             for page in self.pages_of(group) {
                 let Some((id, entry)) = self.dirty_entry(page) else { continue };
-                let len_bytes = HEADER_BYTES as u32 + entry.payload_bytes;
+                let len_bytes = record_bytes(entry.payload_bytes as usize, self.shape.sealed) as u32;
                 let new = Location { block, offset_units: offset_units + units, len_bytes };
                 let from = units as usize * UNIT_BYTES;
                 let record = &mut staging[from..from + new.units() as usize * UNIT_BYTES];
@@ -282,7 +313,7 @@ impl Model {
                     RecordHeader { codec: entry.codec, payload_bytes, page: PageNo(page), seq: entry.seq };
                 record::begin(&header, record);
                 self.cache.copy_out(id, &mut record[HEADER_BYTES..]);
-                record[len_bytes as usize..].fill(0);
+                record[HEADER_BYTES + payload_bytes..].fill(0);
                 self.cache.begin_write(id);
                 items.push(Item { page: PageNo(page), entry: id, old: new, new });
                 units += new.units();
@@ -292,13 +323,18 @@ impl Model {
             return None;
         }
         self.blocks.advance(block, units);
-        Some(Batch { block, offset_units, units })
+        Some(Batch { block, offset_units, units, generation: self.blocks.generation(block) })
     }
 
-    /// Ends a write-back. The pages are clean when it was `written` and the node still holds the block; else they are
-    /// dirty as before and their groups queue again.
+    fn stands(&self, batch: &Batch) -> bool {
+        self.blocks.generation(batch.block) == batch.generation && self.blocks.readable(batch.block)
+    }
+
+    /// Ends a write-back. The pages are clean when it was `written`, that is acknowledged by every copy the block had,
+    /// and a node that answers still has the block; else they are dirty as before, their groups queue again, and the
+    /// block is sealed.
     pub fn finish_batch(&mut self, batch: &Batch, items: &[Item], written: bool) {
-        let stands = written && self.blocks.place(batch.block).is_some_and(|(_, _, readable)| readable);
+        let stands = written && self.stands(batch);
         for item in items {
             if self.cache.entry(item.entry).is_some_and(|entry| entry.orphan) {
                 self.cache.end_write(item.entry, None);
@@ -308,88 +344,29 @@ impl Model {
                 self.blocks.add_live(item.new);
             } else {
                 self.cache.end_write(item.entry, None);
-                self.dirty.push(item.page.0 / self.group_pages);
+                self.dirty.push(item.page.0 / self.shape.group_pages);
             }
         }
-        if !written && self.blocks.open_block(Stream::New).is_some_and(|(id, ..)| id == batch.block) {
-            self.blocks.seal(Stream::New);
+        if !stands {
+            self.blocks.seal_block(batch.block);
         }
-        self.blocks.unpin(batch.block);
+        self.blocks.written(batch.block);
     }
 
-    fn lies_at(&self, page: PageNo, at: Location) -> Option<Option<EntryId>> {
-        match self.table.get(page) {
-            Mapping::Remote(now) => (now == at).then_some(None),
-            Mapping::Cached(id) => (self.cache.entry(id)?.remote == Some(at)).then_some(Some(id)),
-            _ => None,
-        }
-    }
-
-    /// Starts to move the live ones of `found` (from `next` on) into the cleaner's open block: copies their records
-    /// from `bytes`, the content of their block, into `staging`. `next` is where to go on when the block is full.
-    pub fn begin_move(
-        &mut self,
-        found: &[Found],
-        next: &mut usize,
-        bytes: &[u8],
-        staging: &mut [u8],
-        items: &mut Vec<Item>,
-    ) -> Option<Batch> {
-        items.clear();
-        let (block, offset_units, left) = self.blocks.open_block(Stream::Moved)?;
-        let room = left.min((staging.len() / UNIT_BYTES) as u32);
-        let mut units = 0;
-        while let Some(record) = found.get(*next) {
-            if self.lies_at(record.page, record.at).is_some() {
-                let need = record.at.units();
-                let from = record.at.offset_bytes();
-                let to = units as usize * UNIT_BYTES;
-                let len = need as usize * UNIT_BYTES;
-                let (Some(source), true) = (bytes.get(from..from + len), units + need <= room) else { break };
-                staging[to..to + len].copy_from_slice(source);
-                let new = Location { block, offset_units: offset_units + units, ..record.at };
-                items.push(Item { page: record.page, entry: EntryId(u32::MAX), old: record.at, new });
-                units += need;
-            }
-            *next += 1;
-        }
-        if items.is_empty() {
-            return None;
-        }
-        self.blocks.advance(block, units);
-        Some(Batch { block, offset_units, units })
-    }
-
-    /// Ends a move: pages that are still where they were found are at their new place from now on.
-    pub fn finish_move(&mut self, batch: &Batch, items: &[Item], written: bool) {
-        let stands = written && self.blocks.place(batch.block).is_some_and(|(_, _, readable)| readable);
-        for item in items.iter().filter(|_| stands) {
-            match self.lies_at(item.page, item.old) {
-                Some(None) => self.table.set(item.page, Mapping::Remote(item.new)),
-                Some(Some(id)) => self.cache.moved(id, item.new),
-                None => continue,
-            }
-            self.blocks.add_live(item.new);
-            self.blocks.kill(item.old);
-        }
-        if !written && self.blocks.open_block(Stream::Moved).is_some_and(|(id, ..)| id == batch.block) {
-            self.blocks.seal(Stream::Moved);
-        }
-        self.blocks.unpin(batch.block);
-    }
-
-    /// The node stopped answering: no stream writes to it, and pages that the cache still has are dirty again, so
-    /// that they are written to another node. Gives the number of these pages.
+    /// The node stopped answering: no stream writes to it, and pages that the cache still has and no other node has are
+    /// dirty again, so that they are written elsewhere. Gives the number of these pages.
     pub fn node_down(&mut self, node: NodeId) -> u32 {
         self.blocks.set_up(node, false);
-        self.save_cached(|blocks, block| blocks.place(block).is_some_and(|(of, ..)| of == node))
+        self.save_cached(|blocks, block| {
+            blocks.copies(block).any(|(of, ..)| of == node) && !blocks.readable(block)
+        })
     }
 
-    /// The node says that a block is not ours: the pages in it are lost, but for those that the cache still has, which
-    /// are dirty again. The caller holds a pin. Gives whether that was news.
-    pub fn disown(&mut self, block: BlockId) -> bool {
-        let news = self.blocks.disown(block);
-        if news {
+    /// The node says that its copy of a block is not ours. When it was the last one, the pages in it are lost, but for
+    /// those that the cache still has, which are dirty again. The caller holds a pin. Gives whether that was news.
+    pub fn disown(&mut self, block: BlockId, node: NodeId) -> bool {
+        let news = self.blocks.disown(block, node);
+        if news && self.blocks.is_lost(block) {
             self.save_cached(|_, of| of == block);
         }
         news
@@ -403,7 +380,7 @@ impl Model {
             if gone(&self.blocks, at.block) {
                 self.cache.make_dirty(id);
                 self.blocks.kill(at);
-                self.dirty.push(page.0 / self.group_pages);
+                self.dirty.push(page.0 / self.shape.group_pages);
                 saved += 1;
             }
         }
@@ -422,35 +399,10 @@ impl Model {
     }
 }
 
-/// Lists the records of a block by walking its headers; checksums are verified, so nothing bad is ever copied on.
-///
-/// # Errors
-/// The byte offset of the first bad record and what is wrong with it; the records before it are in `found`.
-pub fn walk(
-    block: BlockId,
-    bytes: &[u8],
-    found: &mut Vec<Found>,
-) -> Result<(), (usize, record::RecordError)> {
-    found.clear();
-    let mut offset_units = 0;
-    while let Some(rest) = bytes.get(offset_units as usize * UNIT_BYTES..).filter(|rest| !rest.is_empty()) {
-        let offset = offset_units as usize * UNIT_BYTES;
-        let (header, _) = record::decode(rest).map_err(|error| (offset, error))?;
-        if found.len() == found.capacity() {
-            return Err((offset, record::RecordError::Field));
-        }
-        let len_bytes = (HEADER_BYTES + header.payload_bytes) as u32;
-        let at = Location { block, offset_units, len_bytes };
-        found.push(Found { page: header.page, at });
-        offset_units += at.units();
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 impl Model {
-    /// Panics when an invariant of the model does not hold.
-    pub(crate) fn check(&self) {
+    /// Panics when an invariant of the model does not hold. `copying` are the targets of copies under way.
+    pub(crate) fn check(&self, copying: &[NodeId]) {
         self.cache.check();
         let mut live = std::collections::HashMap::new();
         let mut usage = Usage::default();
@@ -471,14 +423,14 @@ impl Model {
                 }
                 Mapping::Remote(at) => {
                     add(at);
-                    Some(u64::from(at.len_bytes) - HEADER_BYTES as u64)
+                    Some(u64::from(at.len_bytes) - record_bytes(0, self.shape.sealed) as u64)
                 }
             };
             usage.stored_pages += 1;
             usage.payload_bytes += payload.unwrap_or(0);
             usage.raw_pages += u64::from(payload == Some(4096));
         }
-        self.blocks.check(&live);
+        self.blocks.check(&live, copying);
         assert_eq!(usage, self.usage);
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! A dense array answers in a few nanoseconds, never allocates and never rehashes; a hash map does none of that.
 
+use crate::memory::{Memory, PersistError, Slab, barrier};
 use crate::units::{BlockId, EntryId, Location, PageNo};
 
 /// Where a page's current content is.
@@ -48,14 +49,32 @@ fn unpack(word: u64) -> Mapping {
     }
 }
 
+/// A remote location as one word, never 0.
+pub(crate) fn pack_location(at: Location) -> u64 {
+    pack(Mapping::Remote(at))
+}
+
+/// The location in a word; `None` when it holds something else.
+pub(crate) fn unpack_location(word: u64) -> Option<Location> {
+    match unpack(word) {
+        Mapping::Remote(at) => Some(at),
+        _ => None,
+    }
+}
+
 /// The page table of one device.
 #[derive(Debug)]
-pub(super) struct PageTable(Vec<u64>);
+pub(super) struct PageTable(Slab<u64>);
 
 impl PageTable {
-    /// A table of `pages` absent pages.
-    pub(super) fn new(pages: u32) -> Self {
-        Self(vec![0; pages as usize])
+    /// A table of `pages` pages, content as it lies in `memory`.
+    pub(super) fn new(pages: u32, memory: &mut Memory) -> Result<Self, PersistError> {
+        memory.take(pages as usize).map(Self)
+    }
+
+    /// Makes all pages absent.
+    pub(super) fn clear(&mut self) {
+        self.0.fill(0);
     }
 
     /// Pages of the device.
@@ -71,7 +90,9 @@ impl PageTable {
     /// Records where `page` is now; a page past the end is ignored (callers check the range once per request).
     pub(super) fn set(&mut self, page: PageNo, mapping: Mapping) {
         if let Some(word) = self.0.get_mut(page.0 as usize) {
+            barrier();
             *word = pack(mapping);
+            barrier();
         }
     }
 }

@@ -1,11 +1,25 @@
 //! The memory node: lends 1 MiB blocks over TCP.
 //!
-//! One thread per connection, a bounded number of them, each with one buffer for the largest message. A connection
-//! that sends something else is closed with a log line and harms nobody; one that sends nothing is closed too.
+//! One thread per connection, a bounded number of them, each with a small stack; buffers for large messages are shared.
+//! A connection that sends something else is closed with a log line and harms nobody; one that does not say who it is,
+//! or does not finish what it began, is closed too.
+//!
+//! The node takes its memory back by asking ([`Store`]), when the machine needs it ([`pressure`]), when it is told to
+//! ([`Node::reclaim`]) or when it is about to end ([`Node::drain`]). It never drops a lent block while it runs.
 
+mod buffers;
+mod http;
+pub mod pressure;
+mod serve;
+mod stats;
 mod store;
 
+pub use http::StatusPage;
+pub use serve::End;
+pub use stats::{ClientReport, Counters, CountersReport, NodeReport, StoreReport};
 pub use store::{Session, Store};
+
+pub use crate::wire::Wire;
 
 use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -16,38 +30,61 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crate::error::Error;
-use crate::proto::{
-    self, HEADER_BYTES, Header, Hello, MAX_BLOCKS_PER_MESSAGE, MAX_CONTROL_BYTES, MAX_PAYLOAD_BYTES, Opcode,
-    ProtoError, RANGE_BYTES, Range, Status,
-};
-use crate::units::BLOCK_BYTES;
-use crate::wire;
+use crate::proto::{Header, Opcode, Status};
+use crate::secure::Security;
+use buffers::Buffers;
+use pressure::{Monitor, Sample};
+use serve::Service;
 
-/// Time in which a new connection must say who it is, and in which an answer must have gone out.
-const PATIENCE: Duration = Duration::from_secs(5);
 /// How often leases are looked at and a stop is noticed.
 const TICK: Duration = Duration::from_millis(100);
-const STACK_BYTES: usize = 256 << 10;
+/// How often the machine's memory is looked at.
+const LOOK: Duration = Duration::from_secs(1);
+/// Stack of a connection's thread: what it touches is what it costs, unless memory is locked.
+const STACK_BYTES: usize = 128 << 10;
+/// Large messages handled at once.
+const LARGE_MESSAGES: usize = 64;
 
 /// How a node is to be.
 #[derive(Debug, Clone)]
 pub struct NodeConfig {
     /// Most connections at once.
     pub max_connections: usize,
-    /// How long the blocks of a client without a connection are kept.
+    /// How long the blocks of a client without a connection are kept, at most; clients may ask for less.
     pub grace: Duration,
+    /// The key that clients must have.
+    pub security: Security,
+    /// Memory of the machine to be kept available, in bytes; none to lend whatever the machine says.
+    pub keep_free_bytes: Option<u64>,
+    /// How long clients have to give back what is wanted back.
+    pub reclaim_deadline: Duration,
+    /// How long a draining node waits for what it lent.
+    pub drain_timeout: Duration,
 }
 
-impl Default for NodeConfig {
-    fn default() -> Self {
-        Self { max_connections: 64, grace: Duration::from_secs(10) }
+impl NodeConfig {
+    /// The defaults.
+    pub fn new(security: Security) -> Self {
+        Self {
+            max_connections: 1024,
+            grace: Duration::from_secs(120),
+            security,
+            keep_free_bytes: Some(256 << 20),
+            reclaim_deadline: Duration::from_secs(10),
+            drain_timeout: Duration::from_secs(30),
+        }
     }
 }
 
 struct Connection {
-    id: u64,
-    stream: TcpStream,
-    thread: Option<JoinHandle<()>>,
+    stream: Arc<TcpStream>,
+    thread: JoinHandle<()>,
+}
+
+/// What limits lending, in blocks.
+struct Limits {
+    by_pressure: u32,
+    by_order: u32,
 }
 
 /// A node that listens. It serves in [`Node::run`].
@@ -55,10 +92,19 @@ pub struct Node {
     listener: TcpListener,
     address: SocketAddr,
     config: NodeConfig,
-    store: Arc<Store>,
+    service: Arc<Service>,
     connections: Mutex<Vec<Connection>>,
-    next_connection: AtomicU64,
+    limits: Mutex<Limits>,
+    monitor: Mutex<Monitor>,
+    last_look: Mutex<Option<Sample>>,
+    refused: AtomicU64,
+    broken: Arc<AtomicU64>,
+    drain_until: Mutex<Option<Instant>>,
     stop: AtomicBool,
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Node {
@@ -71,13 +117,22 @@ impl Node {
         let listener = TcpListener::bind(address).map_err(fail)?;
         listener.set_nonblocking(true).map_err(fail)?;
         let address = listener.local_addr().map_err(fail)?;
+        let capacity = store.capacity();
+        let (security, grace) = (config.security.clone(), config.grace);
+        let store = Arc::new(store);
+        let service = Service { store, security, grace, buffers: Buffers::new(LARGE_MESSAGES) };
         Ok(Self {
             listener,
             address,
+            monitor: Mutex::new(Monitor::new(config.keep_free_bytes.unwrap_or(0), capacity)),
             config,
-            store: Arc::new(store),
+            service: Arc::new(service),
             connections: Mutex::new(Vec::new()),
-            next_connection: AtomicU64::new(0),
+            limits: Mutex::new(Limits { by_pressure: capacity, by_order: capacity }),
+            last_look: Mutex::new(None),
+            refused: AtomicU64::new(0),
+            broken: Arc::default(),
+            drain_until: Mutex::new(None),
             stop: AtomicBool::new(false),
         })
     }
@@ -89,45 +144,136 @@ impl Node {
 
     /// The memory it lends.
     pub fn store(&self) -> &Store {
-        &self.store
+        &self.service.store
     }
 
-    /// Makes [`Node::run`] return soon.
+    /// Makes [`Node::run`] return soon, whatever is lent.
     pub fn stop(&self) {
         self.stop.store(true, Ordering::SeqCst);
     }
 
-    fn connections(&self) -> MutexGuard<'_, Vec<Connection>> {
-        self.connections.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Whether [`Node::stop`] was called, or draining has ended.
+    pub fn is_stopping(&self) -> bool {
+        self.stop.load(Ordering::SeqCst)
     }
 
-    /// Serves until [`Node::stop`], then closes all connections.
-    pub fn run(&self) {
-        std::thread::scope(|scope| {
-            // On a thread of its own: wiping what a client leaves behind can take seconds.
-            let leases = std::thread::Builder::new().name("node-leases".to_owned()).stack_size(STACK_BYTES);
-            let expire = || {
-                while !self.stop.load(Ordering::SeqCst) {
-                    self.expire();
-                    std::thread::sleep(TICK);
-                }
-            };
-            let alone = leases.spawn_scoped(scope, expire).inspect_err(|error| {
-                log::error!("no thread for ending leases, accepting connections may have to wait: {error}");
-            });
-            self.accept_all(alone.is_err());
-        });
-    }
-
-    fn expire(&self) {
-        let freed = self.store.expire(Instant::now(), self.config.grace);
-        if freed > 0 {
-            log::info!("{freed} blocks of clients that are gone are free again");
+    /// Lends nothing more and makes [`Node::run`] return when everything came back, or the time for that is over.
+    pub fn drain(&self) {
+        let until = Instant::now() + self.config.drain_timeout;
+        let mut drain_until = locked(&self.drain_until);
+        if drain_until.is_none() {
+            self.store().drain(until);
+            let (lent, clients) = self.store().lent();
+            log::info!("draining: {lent} blocks of {clients} clients are lent");
+            *drain_until = Some(until);
         }
     }
 
-    fn accept_all(&self, expire_too: bool) {
-        while !self.stop.load(Ordering::SeqCst) {
+    /// Whether [`Node::drain`] was called.
+    pub fn is_draining(&self) -> bool {
+        locked(&self.drain_until).is_some()
+    }
+
+    /// Wants so many blocks back and does not lend them again until told 0. Gives the blocks that clients are asked for.
+    pub fn reclaim(&self, blocks: u64) -> u32 {
+        let blocks = u32::try_from(blocks).unwrap_or(u32::MAX);
+        let limit = match blocks {
+            0 => self.store().capacity(),
+            blocks => self.store().holding().saturating_sub(blocks),
+        };
+        locked(&self.limits).by_order = limit;
+        self.apply_limits();
+        let wanted = self.store().report(Instant::now()).reclaim_blocks;
+        log::info!("told to take {blocks} blocks back: {wanted} are lent and wanted back");
+        wanted
+    }
+
+    fn apply_limits(&self) {
+        let limits = locked(&self.limits);
+        let limit = limits.by_pressure.min(limits.by_order);
+        self.store().set_limit(limit, Instant::now(), self.config.reclaim_deadline);
+    }
+
+    /// Everything there is to tell.
+    pub fn report(&self) -> NodeReport {
+        let look = *locked(&self.last_look);
+        NodeReport {
+            connections: locked(&self.connections).iter().filter(|c| !c.thread.is_finished()).count(),
+            refused_connections: self.refused.load(Ordering::Relaxed),
+            broken_connections: self.broken.load(Ordering::Relaxed),
+            pressure_some_avg10: look.and_then(|look| look.stalled_percent),
+            available_bytes: locked(&self.monitor).available_bytes(),
+            store: self.store().report(Instant::now()),
+        }
+    }
+
+    /// Serves until [`Node::stop`] or the end of draining, then closes all connections.
+    pub fn run(&self) {
+        std::thread::scope(|scope| {
+            // On a thread of its own: wiping what a client leaves behind can take seconds.
+            let keeper = std::thread::Builder::new().name("node-keeper".to_owned()).stack_size(STACK_BYTES);
+            let keep = || {
+                let mut next_look = Instant::now();
+                while !self.is_stopping() {
+                    self.keep(&mut next_look);
+                    std::thread::sleep(TICK);
+                }
+            };
+            let alone = keeper.spawn_scoped(scope, keep).inspect_err(|error| {
+                log::error!("no thread for ending leases, accepting connections may have to wait: {error}");
+            });
+            self.accept_all(alone.is_err());
+            self.stop();
+        });
+    }
+
+    /// Ends leases, looks at the machine, says who is late, notices the end of draining.
+    fn keep(&self, next_look: &mut Instant) {
+        let now = Instant::now();
+        let freed = self.store().expire(now);
+        if freed > 0 {
+            log::info!("{freed} blocks of clients that are gone are free again");
+        }
+        if self.config.keep_free_bytes.is_some() && now >= *next_look {
+            *next_look = now + LOOK;
+            self.look();
+        }
+        self.store().park();
+        if let Some(blocks) = self.store().newly_overdue(now) {
+            log::warn!("{blocks} blocks that were wanted back are overdue; they stay lent");
+        }
+        let until = *locked(&self.drain_until);
+        if let Some(until) = until {
+            match self.store().lent() {
+                (0, _) => log::info!("drained: nothing is lent"),
+                (lent, clients) if now >= until => {
+                    log::warn!("ends with {lent} blocks of {clients} clients still lent: their time is over");
+                }
+                _ => return,
+            }
+            self.stop();
+        }
+    }
+
+    fn look(&self) {
+        let sample = match pressure::look(ublk_target::clock::monotonic_ns()) {
+            Ok(sample) => sample,
+            Err(error) => return log::warn!("cannot tell how much memory the machine has left: {error}"),
+        };
+        *locked(&self.last_look) = Some(sample);
+        let before = locked(&self.limits).by_pressure;
+        let limit = locked(&self.monitor).decide(&sample, self.store().holding(), self.store().capacity());
+        if limit != before {
+            locked(&self.limits).by_pressure = limit;
+            self.apply_limits();
+            let available = sample.available_bytes >> 20;
+            log::info!("{available} MiB of memory are available: lends up to {limit} blocks, not {before}");
+        }
+    }
+
+    fn accept_all(&self, keep_too: bool) {
+        let mut next_look = Instant::now();
+        while !self.is_stopping() {
             self.wait_for_connection();
             match self.listener.accept() {
                 Ok((stream, peer)) => self.accept(stream, peer),
@@ -137,18 +283,17 @@ impl Node {
                     std::thread::sleep(TICK);
                 }
             }
-            self.connections()
-                .retain(|connection| !connection.thread.as_ref().is_none_or(JoinHandle::is_finished));
-            if expire_too {
-                self.expire();
+            locked(&self.connections).retain(|connection| !connection.thread.is_finished());
+            if keep_too {
+                self.keep(&mut next_look);
             }
         }
-        let connections: Vec<Connection> = self.connections().drain(..).collect();
+        let connections: Vec<Connection> = locked(&self.connections).drain(..).collect();
         for connection in &connections {
             let _ = connection.stream.shutdown(std::net::Shutdown::Both);
         }
-        for thread in connections.into_iter().filter_map(|connection| connection.thread) {
-            let _ = thread.join();
+        for connection in connections {
+            let _ = connection.thread.join();
         }
     }
 
@@ -163,47 +308,51 @@ impl Node {
             log::warn!("{peer}: {error}");
             return;
         }
-        if self.connections().len() >= self.config.max_connections {
+        if locked(&self.connections).len() >= self.config.max_connections {
+            self.refused.fetch_add(1, Ordering::Relaxed);
             log::warn!("{peer}: refused: {} connections are open", self.config.max_connections);
             let header = Header::request(Opcode::Hello, 0, 0).answer(Status::Busy, 0);
-            let _ = wire::send(&stream, [&header.encode(&[], &[]), &[], &[]], Some(Instant::now() + TICK));
+            let _ = (&stream).send([&header.encode(&[], &[]), &[], &[], &[]], Instant::now() + TICK);
             return;
         }
-        let Ok(kept) = stream.try_clone() else { return };
-        let id = self.next_connection.fetch_add(1, Ordering::Relaxed);
-        let store = Arc::clone(&self.store);
+        let stream = Arc::new(stream);
+        let (served, service, broken) =
+            (Arc::clone(&stream), Arc::clone(&self.service), Arc::clone(&self.broken));
         let serve = move || {
-            match serve(&store, &stream) {
+            match serve::serve(&service, &*served) {
                 Ok(()) => log::debug!("{peer}: closed"),
                 Err(End::Io(error)) => log::info!("{peer}: {error}"),
-                Err(End::Proto(error)) => log::warn!("{peer}: closed: {error}"),
-                Err(End::Refused(status)) => log::warn!("{peer}: closed: {status}"),
+                Err(end) => {
+                    broken.fetch_add(1, Ordering::Relaxed);
+                    log::warn!("{peer}: closed: {end}");
+                }
             }
             // The list of connections holds the socket too.
-            let _ = stream.shutdown(std::net::Shutdown::Both);
+            let _ = served.shutdown(std::net::Shutdown::Both);
         };
-        let thread =
-            std::thread::Builder::new().name(format!("node-{id}")).stack_size(STACK_BYTES).spawn(serve);
-        match thread {
-            Ok(thread) => self.connections().push(Connection { id, stream: kept, thread: Some(thread) }),
-            Err(error) => log::error!("{peer}: no thread for the connection: {error}"),
+        match std::thread::Builder::new().name("node-peer".to_owned()).stack_size(STACK_BYTES).spawn(serve) {
+            Ok(thread) => locked(&self.connections).push(Connection { stream, thread }),
+            Err(error) => {
+                self.refused.fetch_add(1, Ordering::Relaxed);
+                log::error!("{peer}: no thread for the connection: {error}");
+            }
         }
     }
+}
 
-    /// Ids of the open connections, oldest first.
-    pub fn open_connections(&self) -> Vec<u64> {
-        let connections = self.connections();
-        let open =
-            connections.iter().filter(|c| c.thread.as_ref().is_some_and(|thread| !thread.is_finished()));
-        open.map(|connection| connection.id).collect()
-    }
+/// Serves one connection over any wire, alone: for tests, and for fuzzing a node without a socket. Ends when the wire
+/// does. Gives why it ended, if not by the peer's wish.
+///
+/// # Errors
+/// What the peer did wrong.
+pub fn serve_one(store: Arc<Store>, security: Security, wire: impl Wire) -> Result<(), End> {
+    let grace = Duration::from_secs(1);
+    serve::serve(&Service { store, security, grace, buffers: Buffers::new(1) }, wire)
 }
 
 fn prepare(stream: &TcpStream) -> io::Result<()> {
     stream.set_nonblocking(false)?;
     stream.set_nodelay(true)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
-    stream.set_write_timeout(Some(PATIENCE))?;
     // A client whose machine died sends no FIN: ask after 10 s of silence, give up after three unanswered questions.
     for (option, value) in [(libc::TCP_KEEPIDLE, 10), (libc::TCP_KEEPINTVL, 5), (libc::TCP_KEEPCNT, 3)] {
         set_option(stream, libc::IPPROTO_TCP, option, value)?;
@@ -223,153 +372,4 @@ fn set_option(
         libc::setsockopt(stream.as_raw_fd(), level, option, (&raw const value).cast(), size)
     };
     if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
-}
-
-enum End {
-    Io(io::Error),
-    Proto(ProtoError),
-    Refused(Status),
-}
-
-impl From<ProtoError> for End {
-    fn from(error: ProtoError) -> Self {
-        Self::Proto(error)
-    }
-}
-
-impl From<io::Error> for End {
-    fn from(error: io::Error) -> Self {
-        Self::Io(error)
-    }
-}
-
-/// Serves one connection from HELLO to its end.
-fn serve(store: &Store, stream: &TcpStream) -> Result<(), End> {
-    let mut first = [0; MAX_CONTROL_BYTES];
-    let (header, len) = receive(stream, &mut first, Some(Instant::now() + PATIENCE))?;
-    let hello = Hello::decode(&first[..len]).ok().filter(|_| header.opcode == Opcode::Hello);
-    let opened = match hello {
-        Some(hello) if hello.block_bytes as usize == BLOCK_BYTES => store.open(&hello),
-        _ => Err(Status::BadRequest),
-    };
-    let session = match opened {
-        Ok(session) => session,
-        Err(status) => {
-            answer(stream, &header, status, &[])?;
-            return Err(End::Refused(status));
-        }
-    };
-    let ended = answer(stream, &header, Status::Ok, &store.info(&session).encode())
-        .and_then(|()| serve_session(store, stream, &session));
-    let goodbye = matches!(ended, Ok(Some(_)));
-    store.close(&session, goodbye, Instant::now());
-    match ended? {
-        // Answered only now: what a client hears of its goodbye is that its blocks are free.
-        Some(bye) => answer(stream, &bye, Status::Ok, &[]),
-        None => Ok(()),
-    }
-}
-
-/// Serves requests until the client closes the connection, or says goodbye with the message that is returned.
-fn serve_session(store: &Store, stream: &TcpStream, session: &Session) -> Result<Option<Header>, End> {
-    let mut buffer = vec![0; MAX_PAYLOAD_BYTES].into_boxed_slice();
-    loop {
-        let (header, len) = match receive(stream, &mut buffer, None) {
-            Err(End::Io(error)) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
-            other => other?,
-        };
-        if header.opcode == Opcode::Bye {
-            return Ok(Some(header));
-        }
-        let mut list = [0; MAX_CONTROL_BYTES];
-        let done = handle(store, session, header.opcode, &mut buffer, len, &mut list);
-        match done {
-            Ok(Reply::Nothing) => answer(stream, &header, Status::Ok, &[])?,
-            Ok(Reply::List(len)) => answer(stream, &header, Status::Ok, &list[..len])?,
-            Ok(Reply::Data(len)) => answer(stream, &header, Status::Ok, &buffer[..len])?,
-            Err(status) => answer(stream, &header, status, &[])?,
-        }
-    }
-}
-
-/// Where the answer's payload is.
-enum Reply {
-    Nothing,
-    List(usize),
-    Data(usize),
-}
-
-fn handle(
-    store: &Store,
-    session: &Session,
-    opcode: Opcode,
-    buffer: &mut [u8],
-    len: usize,
-    list: &mut [u8; MAX_CONTROL_BYTES],
-) -> Result<Reply, Status> {
-    let bad = |_: ProtoError| Status::BadRequest;
-    let (request, _) = buffer.split_at(len);
-    match opcode {
-        Opcode::Write => {
-            let (body, data) = request.split_at_checked(RANGE_BYTES).ok_or(Status::BadRequest)?;
-            store.write(session, &Range::decode(body).map_err(bad)?, data)?;
-            Ok(Reply::Nothing)
-        }
-        Opcode::Read => {
-            let range = Range::decode(request).map_err(bad)?;
-            let out = buffer.get_mut(..range.len_bytes as usize).ok_or(Status::BadRequest)?;
-            store.read(session, &range, out)?;
-            Ok(Reply::Data(range.len_bytes as usize))
-        }
-        Opcode::Reserve => {
-            let wanted = u32::from_le_bytes(request.try_into().map_err(|_| Status::BadRequest)?);
-            let mut numbers = [0; MAX_BLOCKS_PER_MESSAGE];
-            let (granted, free) = store.reserve(session, wanted, &mut numbers)?;
-            Ok(Reply::List(proto::encode_list(free, &numbers[..granted], list)))
-        }
-        Opcode::Release => {
-            let (_, numbers) = proto::decode_list(request).map_err(bad)?;
-            let free = store.release(session, numbers)?;
-            Ok(Reply::List(proto::encode_list(free, &[], list)))
-        }
-        Opcode::Stat => {
-            let info = store.info(session).encode();
-            list[..info.len()].copy_from_slice(&info);
-            Ok(Reply::List(info.len()))
-        }
-        Opcode::Hello | Opcode::Bye => Err(Status::BadRequest),
-    }
-}
-
-/// Receives one request, which must begin before the deadline, if there is one. A peer of another version is told ours; then, as with any malformed message, the connection
-/// is over: where the next message would begin is not known.
-fn receive(stream: &TcpStream, buffer: &mut [u8], deadline: Option<Instant>) -> Result<(Header, usize), End> {
-    let mut raw = [0; HEADER_BYTES];
-    match deadline {
-        Some(_) => wire::receive(stream, &mut raw, deadline)?,
-        None => wire::receive_next(stream, &mut raw, PATIENCE)?,
-    }
-    let header = match Header::decode(&raw) {
-        Ok(header) => header,
-        Err(error) => {
-            if matches!(error, ProtoError::Version(_)) {
-                let _ = answer(stream, &Header::request(Opcode::Hello, 0, 0), Status::Version, &[]);
-            }
-            return Err(error.into());
-        }
-    };
-    if header.reply {
-        return Err(ProtoError::Field.into());
-    }
-    let payload =
-        buffer.get_mut(..header.payload_bytes as usize).ok_or(ProtoError::TooLong(header.payload_bytes))?;
-    wire::receive(stream, payload, deadline.or(Some(Instant::now() + PATIENCE)))?;
-    header.verify(&raw, payload, &[])?;
-    Ok((header, payload.len()))
-}
-
-fn answer(stream: &TcpStream, request: &Header, status: Status, payload: &[u8]) -> Result<(), End> {
-    let header = request.answer(status, payload.len());
-    let deadline = Some(Instant::now() + PATIENCE);
-    Ok(wire::send(stream, [&header.encode(payload, &[]), payload, &[]], deadline)?)
 }

@@ -1,46 +1,70 @@
 //! A node inside the process: the same promises as a real one, and faults to order. For tests and measurements.
 
-use std::collections::HashMap;
+use std::collections::VecDeque;
 use std::io::ErrorKind;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
-use super::{Lane, RemoteError, RemoteNode, Reserved};
-use crate::proto::{Info, Opcode, Status};
+use super::{Lane, LinkStart, RemoteError, RemoteNode, Reserved};
+use crate::links::LinkMemory;
+use crate::proto::{INFO_DRAINING, Info, Opcode, Status};
 use crate::units::{BLOCK_BYTES, RemoteBlock};
 
-#[derive(Default)]
 struct Inner {
-    free: Vec<u32>,
-    capacity: u32,
-    held: HashMap<u32, Box<[u8]>>,
+    bytes: Box<[u8]>,
+    /// By number: the generation it is lent with.
+    lent: Box<[Option<u32>]>,
+    next_generation: Box<[u32]>,
+    free: VecDeque<u32>,
     epoch: u64,
+    /// Counts connections; a link of an earlier one is broken.
+    connection: u64,
     connected: bool,
     reachable: bool,
     fail_in: Option<u32>,
     lose_reply: bool,
+    /// Answers of each lane's unfinished writes.
+    unfinished: [VecDeque<Result<(), RemoteError>>; Lane::COUNT],
+    delay: Duration,
+    wants_back: u32,
+    draining: bool,
 }
 
 /// A node in this process.
 pub struct MemNode {
     name: String,
-    inner: Mutex<Inner>,
+    inner: Arc<Mutex<Inner>>,
+}
+
+fn lock(inner: &Mutex<Inner>) -> MutexGuard<'_, Inner> {
+    inner.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl MemNode {
     /// A node with room for `blocks` blocks.
     pub fn new(name: &str, blocks: u32) -> Self {
+        let count = blocks as usize;
         let inner = Inner {
-            free: (0..blocks).rev().collect(),
-            capacity: blocks,
+            bytes: vec![0; count * BLOCK_BYTES].into_boxed_slice(),
+            lent: vec![None; count].into_boxed_slice(),
+            next_generation: vec![0; count].into_boxed_slice(),
+            free: (0..blocks).collect(),
             epoch: 1,
+            connection: 0,
+            connected: false,
             reachable: true,
-            ..Inner::default()
+            fail_in: None,
+            lose_reply: false,
+            unfinished: std::array::from_fn(|_| VecDeque::with_capacity(64)),
+            delay: Duration::ZERO,
+            wants_back: 0,
+            draining: false,
         };
-        Self { name: name.to_owned(), inner: Mutex::new(inner) }
+        Self { name: name.to_owned(), inner: Arc::new(Mutex::new(inner)) }
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.inner)
     }
 
     /// Breaks all connections and refuses new ones until [`MemNode::revive`]. The content stays.
@@ -55,8 +79,9 @@ impl MemNode {
         inner.reachable = true;
         if forget {
             inner.epoch += 1;
-            inner.held.clear();
-            inner.free = (0..inner.capacity).rev().collect();
+            inner.connected = false;
+            inner.take_all();
+            inner.bytes.fill(0);
         }
     }
 
@@ -72,27 +97,59 @@ impl MemNode {
 
     /// Takes all blocks back without a word, as a node would with a lease it thinks has ended: `NotYours` from now on.
     pub fn take_back(&self) {
-        let mut inner = self.inner();
-        let numbers: Vec<u32> = inner.held.drain().map(|(number, _)| number).collect();
-        // They are the last to be lent again.
-        inner.free.splice(0..0, numbers);
+        self.inner().take_all();
+    }
+
+    /// Every answer takes this long from now on.
+    pub fn slow_down(&self, delay: Duration) {
+        self.inner().delay = delay;
+    }
+
+    /// Asks for so many blocks back, within the deadline that [`Info`] will say.
+    pub fn ask_back(&self, blocks: u32) {
+        self.inner().wants_back = blocks;
+    }
+
+    /// Lends nothing more and wants everything back.
+    pub fn drain(&self) {
+        self.inner().draining = true;
     }
 
     /// Blocks lent now.
     pub fn held(&self) -> u32 {
-        self.inner().held.len() as u32
+        self.inner().held()
     }
 
     /// Spoils one byte of every block lent.
     pub fn corrupt(&self, offset: usize) {
-        for block in self.inner().held.values_mut() {
-            block[offset] ^= 0x40;
+        let mut inner = self.inner();
+        let inner = &mut *inner;
+        for (block, lent) in inner.bytes.chunks_exact_mut(BLOCK_BYTES).zip(&inner.lent) {
+            if lent.is_some() {
+                block[offset] ^= 0x40;
+            }
         }
     }
 }
 
 impl Inner {
+    fn held(&self) -> u32 {
+        self.lent.iter().flatten().count() as u32
+    }
+
+    fn take_all(&mut self) {
+        for (number, lent) in (0..).zip(&mut self.lent) {
+            if lent.take().is_some() {
+                // They are the last to be lent again.
+                self.free.push_back(number);
+            }
+        }
+    }
+
     fn step(&mut self, opcode: Opcode) -> Result<(), RemoteError> {
+        if !self.delay.is_zero() {
+            std::thread::sleep(self.delay);
+        }
         if !self.connected {
             return Err(RemoteError::NotConnected);
         }
@@ -120,13 +177,18 @@ impl Inner {
     }
 
     fn info(&self) -> Info {
-        let held_blocks = self.held.len() as u32;
+        let held_blocks = self.held();
+        let lends = !self.draining && self.wants_back == 0;
         Info {
             epoch: self.epoch,
             lease: 1,
-            capacity_blocks: self.capacity,
-            free_blocks: self.free.len() as u32,
+            capacity_blocks: self.lent.len() as u32,
+            free_blocks: if lends { self.free.len() as u32 } else { 0 },
             held_blocks,
+            reclaim_blocks: self.wants_back.min(held_blocks),
+            reclaim_deadline_ms: 1000,
+            flags: if self.draining { INFO_DRAINING } else { 0 },
+            ..Info::default()
         }
     }
 
@@ -137,10 +199,54 @@ impl Inner {
         offset: u32,
         len: usize,
     ) -> Result<&mut [u8], RemoteError> {
-        let bytes = self.held.get_mut(&block.number).ok_or(RemoteError::Refused(opcode, Status::NotYours))?;
-        bytes
-            .get_mut(offset as usize..offset as usize + len)
+        let number = block.number as usize;
+        if self.lent.get(number) != Some(&Some(block.generation)) {
+            return Err(RemoteError::Refused(opcode, Status::NotYours));
+        }
+        let whole = self.bytes.chunks_exact_mut(BLOCK_BYTES).nth(number);
+        whole
+            .and_then(|bytes| bytes.get_mut(offset as usize..)?.get_mut(..len))
             .ok_or(RemoteError::Refused(opcode, Status::BadRequest))
+    }
+
+    fn write(&mut self, block: RemoteBlock, offset: u32, data: &[u8]) -> Result<(), RemoteError> {
+        if let Err(error) = self.step(Opcode::Write) {
+            if let Ok(bytes) = self.range(Opcode::Write, block, offset, data.len()) {
+                bytes.fill(0xee);
+            }
+            return Err(error);
+        }
+        self.range(Opcode::Write, block, offset, data.len())?.copy_from_slice(data);
+        Ok(())
+    }
+
+    fn read(&mut self, block: RemoteBlock, offset: u32, data: &mut [u8]) -> Result<(), RemoteError> {
+        self.step(Opcode::Read)?;
+        data.copy_from_slice(self.range(Opcode::Read, block, offset, data.len())?);
+        Ok(())
+    }
+}
+
+/// A queue's way to the node's memory.
+struct Link {
+    inner: Arc<Mutex<Inner>>,
+    connection: u64,
+}
+
+impl Link {
+    fn inner(&self) -> Result<MutexGuard<'_, Inner>, RemoteError> {
+        let inner = lock(&self.inner);
+        if inner.connection == self.connection { Ok(inner) } else { Err(RemoteError::NotConnected) }
+    }
+}
+
+impl LinkMemory for Link {
+    fn read(&self, block: RemoteBlock, offset_bytes: u32, data: &mut [u8]) -> Result<(), RemoteError> {
+        self.inner()?.read(block, offset_bytes, data)
+    }
+
+    fn write(&self, block: RemoteBlock, offset_bytes: u32, data: &[u8]) -> Result<(), RemoteError> {
+        self.inner()?.write(block, offset_bytes, data)
     }
 }
 
@@ -155,60 +261,74 @@ impl RemoteNode for MemNode {
             return Err(RemoteError::Connect(ErrorKind::ConnectionRefused.into()));
         }
         inner.connected = true;
+        inner.connection += 1;
+        inner.unfinished.iter_mut().for_each(VecDeque::clear);
         Ok(inner.info())
     }
 
     fn disconnect(&self) {
         let mut inner = self.inner();
         inner.connected = false;
-        inner.held.clear();
-        inner.free = (0..inner.capacity).rev().collect();
+        inner.take_all();
     }
 
     fn reserve(&self, _: Lane, blocks: &mut [RemoteBlock]) -> Result<Reserved, RemoteError> {
-        let mut inner = self.inner();
+        let mut guard = self.inner();
+        let inner = &mut *guard;
         inner.step(Opcode::Reserve)?;
         let mut granted = 0;
         for slot in blocks.iter_mut() {
-            let Some(number) = inner.free.pop() else { break };
-            inner.held.insert(number, vec![0; BLOCK_BYTES].into_boxed_slice());
-            *slot = RemoteBlock::numbered(number);
+            if inner.info().free_blocks == 0 {
+                break;
+            }
+            let Some(number) = inner.free.pop_front() else { break };
+            let generation = inner.next_generation[number as usize];
+            inner.next_generation[number as usize] += 1;
+            inner.lent[number as usize] = Some(generation);
+            *slot = RemoteBlock { number, generation };
             granted += 1;
         }
-        let free_blocks = inner.free.len() as u32;
+        let free_blocks = inner.info().free_blocks;
         inner.answer(Reserved { granted, free_blocks })
     }
 
     fn release(&self, _: Lane, blocks: &[RemoteBlock]) -> Result<u32, RemoteError> {
-        let mut inner = self.inner();
+        let mut guard = self.inner();
+        let inner = &mut *guard;
         inner.step(Opcode::Release)?;
         for block in blocks {
-            inner
-                .held
-                .remove(&block.number)
-                .ok_or(RemoteError::Refused(Opcode::Release, Status::NotYours))?;
-            inner.free.push(block.number);
+            inner.range(Opcode::Release, *block, 0, BLOCK_BYTES)?.fill(0);
+            inner.lent[block.number as usize] = None;
+            if inner.wants_back > 0 {
+                inner.wants_back -= 1;
+            }
+            inner.free.push_back(block.number);
         }
-        let free_blocks = inner.free.len() as u32;
-        inner.answer(free_blocks)
+        let free = inner.info().free_blocks;
+        inner.answer(free)
     }
 
-    fn write_at(
+    fn start_write(
         &self,
-        _: Lane,
+        lane: Lane,
         block: RemoteBlock,
         offset_bytes: u32,
         data: &[u8],
     ) -> Result<(), RemoteError> {
         let mut inner = self.inner();
-        if let Err(error) = inner.step(Opcode::Write) {
-            if let Ok(bytes) = inner.range(Opcode::Write, block, offset_bytes, data.len()) {
-                bytes.fill(0xee);
-            }
-            return Err(error);
+        if !inner.connected {
+            return Err(RemoteError::NotConnected);
         }
-        inner.range(Opcode::Write, block, offset_bytes, data.len())?.copy_from_slice(data);
+        let answer = inner.write(block, offset_bytes, data);
+        let queue = inner.unfinished.get_mut(lane.0).ok_or(RemoteError::NotConnected)?;
+        queue.push_back(answer);
         Ok(())
+    }
+
+    fn finish_write(&self, lane: Lane) -> Result<(), RemoteError> {
+        let mut inner = self.inner();
+        let queue = inner.unfinished.get_mut(lane.0).ok_or(RemoteError::NotConnected)?;
+        queue.pop_front().unwrap_or(Err(RemoteError::NotConnected))
     }
 
     fn read_at(
@@ -218,15 +338,32 @@ impl RemoteNode for MemNode {
         offset_bytes: u32,
         data: &mut [u8],
     ) -> Result<(), RemoteError> {
-        let mut inner = self.inner();
-        inner.step(Opcode::Read)?;
-        data.copy_from_slice(inner.range(Opcode::Read, block, offset_bytes, data.len())?);
-        Ok(())
+        self.inner().read(block, offset_bytes, data)
     }
 
     fn stat(&self, _: Lane) -> Result<Info, RemoteError> {
         let mut inner = self.inner();
         inner.step(Opcode::Stat)?;
         Ok(inner.info())
+    }
+
+    fn held(&self, _: Lane, found: &mut dyn FnMut(RemoteBlock)) -> Result<(), RemoteError> {
+        let mut inner = self.inner();
+        inner.step(Opcode::Stat)?;
+        for (number, lent) in (0..).zip(&inner.lent) {
+            if let Some(generation) = *lent {
+                found(RemoteBlock { number, generation });
+            }
+        }
+        Ok(())
+    }
+
+    fn open_link(&self, _: u16) -> Result<LinkStart, RemoteError> {
+        let inner = self.inner();
+        if !inner.connected {
+            return Err(RemoteError::NotConnected);
+        }
+        let link = Link { inner: Arc::clone(&self.inner), connection: inner.connection };
+        Ok(LinkStart::Memory(Arc::new(link)))
     }
 }

@@ -4,10 +4,11 @@ use super::DeviceInfo;
 use crate::{
     clock::monotonic_ns,
     error::{Error, Result},
+    queue::ring::{Completed, Ring},
     request::{Op, Payload, Request, UserCopy},
     spec::DataPath,
 };
-use io_uring::{IoUring, opcode, types};
+use io_uring::{opcode, squeue, types};
 use libublk::{helpers::IoBuf, sys};
 use std::{
     fs::{File, OpenOptions},
@@ -55,6 +56,15 @@ pub(crate) enum Event {
     Stopped,
     /// The kernel refused this tag's last command.
     Refused(u16, i32),
+    /// An operation of the handler ended.
+    Own {
+        /// The handler's number.
+        token: u64,
+        /// A number or a negative errno.
+        result: i32,
+        /// It will end again.
+        more: bool,
+    },
 }
 
 /// The tags of one queue, as the loop in [`crate::queue`] needs them; its tests have another implementation.
@@ -75,6 +85,18 @@ pub(crate) trait Tags {
     /// Submits what was committed and looks, without waiting, whether the kernel has said something. Free when it has not.
     fn poll(&mut self) -> io::Result<()>;
 
+    /// Whether [`Tags::next_event`] has something.
+    fn ready(&mut self) -> bool;
+
+    /// Queues an operation of the handler.
+    ///
+    /// # Safety
+    /// As [`crate::QueueIo::push`].
+    unsafe fn push_own(&mut self, entry: squeue::Entry, token: u64) -> io::Result<()>;
+
+    /// Asks the kernel to end the handler's operations early. Only when no command is in flight.
+    fn cancel_own(&mut self) -> io::Result<()>;
+
     /// The time, as [`crate::clock::monotonic_ns`] tells it.
     fn now_ns(&self) -> u64;
 
@@ -90,7 +112,7 @@ pub(crate) trait Tags {
 
 /// One queue's ring, descriptors and buffers; lives on its thread.
 pub(crate) struct IoQueue<'d> {
-    ring: IoUring,
+    ring: Ring,
     device: &'d CharDevice,
     queue: u16,
     descriptors: *const sys::ublksrv_io_desc,
@@ -99,15 +121,10 @@ pub(crate) struct IoQueue<'d> {
 }
 
 impl<'d> IoQueue<'d> {
-    pub(crate) fn open(device: &'d CharDevice, queue: u16) -> io::Result<IoQueue<'d>> {
+    /// Queue `queue` of `device`; `ring_entries` as [`crate::DeviceSpec::ring_entries`].
+    pub(crate) fn open(device: &'d CharDevice, queue: u16, ring_entries: u16) -> io::Result<IoQueue<'d>> {
         let depth = u32::from(device.info.depth);
-        let ring = IoUring::builder()
-            .setup_single_issuer()
-            .setup_defer_taskrun()
-            .setup_taskrun_flag() // so that `poll` enters the kernel only when it has something
-            .setup_submit_all()
-            .setup_cqsize(depth * 2)
-            .build(depth)?;
+        let ring = Ring::new(device.info.depth, ring_entries)?;
         ring.submitter().register_files(&[device.file.as_raw_fd()])?;
         let page = page_bytes();
         let entry = size_of::<sys::ublksrv_io_desc>();
@@ -140,13 +157,8 @@ impl<'d> IoQueue<'d> {
         // SAFETY: both are 16 bytes of plain integers.
         let bytes = unsafe { std::mem::transmute::<sys::ublksrv_io_cmd, [u8; 16]>(command) };
         let entry = opcode::UringCmd16::new(types::Fixed(0), op).cmd(bytes).build().user_data(tag.into());
-        loop {
-            // SAFETY: the command is copied into the entry; a buffer it names lives as long as the queue.
-            if unsafe { self.ring.submission().push(&entry) }.is_ok() {
-                return Ok(());
-            }
-            self.ring.submit()?;
-        }
+        // SAFETY: the command is copied into the entry; a buffer it names lives as long as the queue.
+        unsafe { self.ring.push(&entry) }
     }
 
     fn buffer_addr(&self, tag: u16) -> u64 {
@@ -171,30 +183,32 @@ impl Tags for IoQueue<'_> {
     }
 
     fn wait(&mut self, limit: Option<Duration>) -> io::Result<()> {
-        let submitter = self.ring.submitter();
-        let entered = match limit {
-            None => submitter.submit_and_wait(1),
-            Some(limit) => {
-                let limit = types::Timespec::from(limit);
-                submitter.submit_with_args(1, &types::SubmitArgs::new().timespec(&limit))
-            }
-        };
-        entered.map(drop).or_else(passing)
+        self.ring.wait(limit)
     }
 
     fn submit(&mut self) -> io::Result<()> {
-        self.ring.submit().map(drop).or_else(passing)
+        self.ring.submit()
     }
 
     fn all_submitted(&mut self) -> bool {
-        self.ring.submission().is_empty()
+        self.ring.all_submitted()
     }
 
     fn poll(&mut self) -> io::Result<()> {
-        let submission = self.ring.submission();
-        let due = !submission.is_empty() || submission.taskrun() || submission.cq_overflow();
-        drop(submission);
-        if due { self.ring.submit().map(drop).or_else(passing) } else { Ok(()) }
+        self.ring.poll()
+    }
+
+    fn ready(&mut self) -> bool {
+        self.ring.ready()
+    }
+
+    unsafe fn push_own(&mut self, entry: squeue::Entry, token: u64) -> io::Result<()> {
+        // SAFETY: the caller's promise.
+        unsafe { self.ring.push_own(entry, token) }
+    }
+
+    fn cancel_own(&mut self) -> io::Result<()> {
+        self.ring.cancel_all()
     }
 
     fn now_ns(&self) -> u64 {
@@ -202,12 +216,11 @@ impl Tags for IoQueue<'_> {
     }
 
     fn next_event(&mut self) -> Option<Event> {
-        let answer = self.ring.completion().next()?;
-        let tag = answer.user_data() as u16;
-        Some(match answer.result() {
-            0 => Event::Request(tag),
-            sys::UBLK_IO_RES_ABORT => Event::Stopped,
-            other => Event::Refused(tag, other),
+        Some(match self.ring.next()? {
+            Completed::Own { token, result, more } => Event::Own { token, result, more },
+            Completed::Command(tag, 0) => Event::Request(tag as u16),
+            Completed::Command(_, sys::UBLK_IO_RES_ABORT) => Event::Stopped,
+            Completed::Command(tag, other) => Event::Refused(tag as u16, other),
         })
     }
 
@@ -246,19 +259,6 @@ impl Tags for IoQueue<'_> {
                 len,
             }),
         }
-    }
-}
-
-/// Errors of entering the ring that pass: the time is up, a signal came, or the kernel lacks something for a moment. What
-/// was not submitted stays in the ring.
-fn passing(error: io::Error) -> io::Result<()> {
-    match error.raw_os_error() {
-        Some(libc::ETIME | libc::EINTR) => Ok(()),
-        Some(libc::EAGAIN | libc::EBUSY | libc::ENOMEM) => {
-            std::thread::sleep(Duration::from_millis(1));
-            Ok(())
-        }
-        _ => Err(error),
     }
 }
 

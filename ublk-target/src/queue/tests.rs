@@ -1,7 +1,10 @@
 //! The loop against a kernel in a box: requests arrive and time passes as a script says.
 
+mod later;
+
 use super::*;
-use crate::Payload;
+use crate::{Payload, Reply};
+use io_uring::squeue;
 use proptest::prelude::*;
 use std::{cell::RefCell, collections::VecDeque, rc::Rc};
 
@@ -45,6 +48,11 @@ struct Kernel {
     oversleep_ns: u64,
     /// How long the handling of a request takes.
     handling_ns: u64,
+    /// Operations of the handler: (end, token), in the order of their start.
+    own: Vec<(u64, u64)>,
+    /// A cancellation does not reach operations that are to last longer than this.
+    stubborn_ns: u64,
+    cancelled: u32,
 }
 
 impl Kernel {
@@ -65,6 +73,9 @@ impl Kernel {
             polls: 0,
             oversleep_ns: 0,
             handling_ns: 0,
+            own: Vec::new(),
+            stubborn_ns: u64::MAX,
+            cancelled: 0,
         }
     }
 
@@ -81,6 +92,11 @@ impl Kernel {
             }
         }
         self.arrivals = blocked;
+        let now_ns = self.now_ns;
+        let mut ended: Vec<_> = self.own.extract_if(.., |own| own.0 <= now_ns).collect();
+        ended.sort_by_key(|own| own.0);
+        let ended = ended.into_iter().map(|(_, token)| Event::Own { token, result: 7, more: false });
+        self.events.extend(ended);
         if self.now_ns >= self.stop_ns {
             for (tag, owner) in self.owner.iter_mut().enumerate() {
                 let comes = self.arrivals.iter().any(|(_, other)| usize::from(*other) == tag);
@@ -112,7 +128,8 @@ impl Tags for Kernel {
             let limit_ns = limit.map(|limit| self.now_ns + limit.as_nanos() as u64 + self.oversleep_ns);
             let news_ns = self.arrivals.front().map(|next| next.0).or(Some(self.stop_ns));
             let news_ns = news_ns.filter(|news_ns| *news_ns > self.now_ns);
-            let until_ns = limit_ns.into_iter().chain(news_ns).min();
+            let own_ns = self.own.iter().map(|own| own.0).min();
+            let until_ns = limit_ns.into_iter().chain(news_ns).chain(own_ns).min();
             self.now_ns = until_ns.expect("the loop waits for ever");
             self.catch_up();
         }
@@ -131,6 +148,26 @@ impl Tags for Kernel {
         self.polls += 1;
         self.now_ns += 10;
         self.catch_up();
+        Ok(())
+    }
+
+    fn ready(&mut self) -> bool {
+        !self.events.is_empty()
+    }
+
+    /// The token's low half says how long the operation takes.
+    unsafe fn push_own(&mut self, _: squeue::Entry, token: u64) -> io::Result<()> {
+        self.own.push((self.now_ns + (token & 0xffff_ffff), token));
+        Ok(())
+    }
+
+    fn cancel_own(&mut self) -> io::Result<()> {
+        assert!(self.owner.iter().all(|owner| *owner == Owner::Nobody), "commands would be cancelled too");
+        let stubborn_ns = self.stubborn_ns;
+        for (_, token) in self.own.extract_if(.., |own| own.1 & 0xffff_ffff <= stubborn_ns) {
+            self.cancelled += 1;
+            self.events.push_back(Event::Own { token, result: -libc::ECANCELED, more: false });
+        }
         Ok(())
     }
 
@@ -195,7 +232,7 @@ fn request(op: Op) -> Request {
 }
 
 fn settings(depth: u16) -> Settings {
-    Settings { depth, spin_ns: 0, latency_sampling: 1 }
+    Settings { depth, spin_ns: 0, latency_sampling: 1, ring_entries: 0 }
 }
 
 /// What the kernel got from a handler on one tag: results and append sectors.
@@ -485,7 +522,7 @@ proptest! {
             Reply::at(Ok(Done::Whole), due_ns)
         });
         let stats = QueueStats::new(latency.into());
-        serve(&mut kernel, Settings { depth, spin_ns, latency_sampling: latency.into() }, &mut handler, &stats).unwrap();
+        serve(&mut kernel, Settings { depth, spin_ns, latency_sampling: latency.into(), ring_entries: 0 }, &mut handler, &stats).unwrap();
         prop_assert!(kernel.owner.iter().all(|owner| *owner == Owner::Nobody));
         prop_assert_eq!(kernel.committed.len(), plan.len());
         for tag in 0..depth {
