@@ -22,9 +22,13 @@ fn swapping_allocates_nothing_on_its_threads() {
     let nodes = [(); 2].map(|()| NodeProcess::start("127.0.0.1:0", "14MiB", &["--key-file", key.arg()]));
     let names: Vec<&str> = nodes.iter().map(|node| node.address.as_str()).collect();
     let config = Config { cache_bytes: 1 << 20, recompress: true, ..Config::new(16384) };
-    let mut device = Device::start(&config, &names, &key.security);
     let mut data = vec![0; 8 * PAGE_BYTES];
+    // Half of the cache at once: such a write waits for room.
+    let mut large = vec![0; 128 * PAGE_BYTES];
+    large.chunks_mut(PAGE_BYTES).zip(0..).for_each(|(page, seed)| fill(page, 3 * seed));
     let mut order = Choices::new(5);
+    // From here on this thread is a queue's, and counted.
+    let mut device = Device::start(&config, &names, &key.security);
     for round in 0..3000u32 {
         let first = order.below(600) * 8;
         data.chunks_mut(PAGE_BYTES).zip(round..).for_each(|(page, seed)| fill(page, seed));
@@ -34,6 +38,8 @@ fn swapping_allocates_nothing_on_its_threads() {
             device.read(order.below(600) * 8, 8).unwrap();
         }
         if round % 64 == 0 {
+            device.write(order.below(500) * 8, &large).unwrap();
+            device.write(order.below(500) * 8, &large).unwrap();
             device.discard(order.below(600) * 8, 16);
         }
     }

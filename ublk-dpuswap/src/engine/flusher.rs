@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ublk_target::clock::monotonic_ns;
 
@@ -195,7 +195,8 @@ impl Shared {
     /// Lets those who wait for room look again; they fail when there is none to be had for long.
     fn tell_room(&self, no_room: Option<IoError>) {
         let mut state = self.state();
-        state.no_room = no_room;
+        state.no_room =
+            no_room.map(|error| (error, state.no_room.map_or_else(Instant::now, |(_, since)| since)));
         let wanted = std::mem::take(&mut state.room_wanted);
         drop(state);
         if wanted {

@@ -12,6 +12,16 @@ use crate::error::Error;
 use crate::remote::{Lane, RemoteError};
 use crate::units::NodeId;
 
+/// Failed swap-ins are reported no sooner than this after the last time.
+const FAILED_AGAIN: Duration = Duration::from_secs(10);
+
+/// What a keeper has said already.
+#[derive(Default)]
+struct Told {
+    refusal: String,
+    failed_at: Option<Instant>,
+}
+
 /// Starts the keeper of a node.
 pub(super) fn spawn(shared: &Arc<Shared>, node: NodeId) -> Result<JoinHandle<()>, Error> {
     let shared = Arc::clone(shared);
@@ -27,8 +37,11 @@ pub(super) fn spawn(shared: &Arc<Shared>, node: NodeId) -> Result<JoinHandle<()>
 impl Shared {
     fn keeper(&self, node: NodeId) {
         let mut late_since: Option<Instant> = None;
+        let mut told = Told::default();
         while !self.stopping() {
-            self.keep_node(node);
+            let refused = self.keep_node(node);
+            self.tell_refused(node, refused, &mut told);
+            self.tell_failed(node, &mut told);
             self.tell_late(node, &mut late_since);
             let next = Instant::now() + self.config.heartbeat;
             // Others are woken by the same signal: only what concerns this node ends the wait early.
@@ -44,12 +57,12 @@ impl Shared {
         }
     }
 
-    /// Logs what happened to the node, reconnects it or asks how it is.
-    pub(super) fn keep_node(&self, node: NodeId) {
+    /// Logs what happened to the node, reconnects it or asks how it is. Gives why it could not be reconnected.
+    pub(super) fn keep_node(&self, node: NodeId) -> Option<RemoteError> {
         let (up, generation, unlogged, disowned, bad) = {
             let mut state = self.state();
             let bad = state.bad_record.take();
-            let Some(known) = state.nodes.get_mut(usize::from(node.0)) else { return };
+            let known = state.nodes.get_mut(usize::from(node.0))?;
             (known.up, known.generation, known.unlogged.take(), std::mem::take(&mut known.disowned), bad)
         };
         let name = self.node_name(node);
@@ -71,18 +84,45 @@ impl Shared {
         if let Some((block, offset, error)) = bad {
             log::error!("block {}: the record at byte {offset}: {error}", block.0);
         }
+        let refused = if up {
+            self.heartbeat(node, generation);
+            None
+        } else {
+            self.reconnect(node).err()
+        };
+        self.reserve_ahead(Lane::CONTROL);
+        refused
+    }
+
+    /// Says why a node that can be reached is not taken back: each reason once.
+    fn tell_refused(&self, node: NodeId, refused: Option<RemoteError>, told: &mut Told) {
+        match refused {
+            None => told.refusal.clear(),
+            // Nobody there: that it is down has been said.
+            Some(RemoteError::Connect(_)) => {}
+            Some(error) => {
+                let text = error.to_string();
+                if text != told.refusal {
+                    log::error!("node {}: not taken back: {text}", self.node_name(node));
+                    told.refusal = text;
+                }
+            }
+        }
+    }
+
+    /// Says how many swap-ins have failed because of the node; not every second anew.
+    fn tell_failed(&self, node: NodeId, told: &mut Told) {
+        if told.failed_at.is_some_and(|at| at.elapsed() < FAILED_AGAIN) {
+            return;
+        }
         let failed = self.counters.take_failed_reads(node);
         if failed > 0 {
+            told.failed_at = Some(Instant::now());
             log::error!(
-                "node {name}: {failed} swap-ins failed because the node is down or gave something else back"
+                "node {}: {failed} swap-ins failed because the node is down or gave something else back",
+                self.node_name(node)
             );
         }
-        if up {
-            self.heartbeat(node, generation);
-        } else {
-            self.reconnect(node);
-        }
-        self.reserve_ahead(Lane::CONTROL);
     }
 
     fn heartbeat(&self, node: NodeId, generation: u32) {
@@ -103,7 +143,7 @@ impl Shared {
         }
     }
 
-    fn reconnect(&self, node: NodeId) {
+    fn reconnect(&self, node: NodeId) -> Result<(), RemoteError> {
         let name = self.node_name(node);
         let lives_before = self.state().node_life(node);
         match self.connect(node, true) {
@@ -114,6 +154,7 @@ impl Shared {
                     (_, true) => log::warn!("node {name}: back, with our pages"),
                     (_, false) => log::warn!("node {name}: back, with nothing left of our pages"),
                 }
+                Ok(())
             }
             Err(error) => {
                 log::debug!("node {name}: still down: {error}");
@@ -125,6 +166,7 @@ impl Shared {
                     // They wait less long now.
                     self.wake_queues();
                 }
+                Err(error)
             }
         }
     }

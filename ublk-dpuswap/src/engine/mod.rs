@@ -53,8 +53,8 @@ struct State {
     copy_wanted: bool,
     /// A queue waits for room in the cache.
     room_wanted: bool,
-    /// Why the last write-back found no place; `None` since one did.
-    no_room: Option<IoError>,
+    /// Why write-back finds no place, and since when; `None` since it did.
+    no_room: Option<(IoError, Instant)>,
     /// A bad record that the cleaner met, until a keeper has logged it.
     bad_record: Option<(BlockId, usize, crate::record::RecordError)>,
 }

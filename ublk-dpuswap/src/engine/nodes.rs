@@ -144,6 +144,7 @@ impl Shared {
             known.up = true;
             let generation = known.generation;
             state.model.node_up(slot, forgotten, info.free_blocks);
+            (state.no_room, state.flush_wanted, state.copy_wanted) = (None, true, true);
             state.heard(slot, &info);
             (forgotten, generation)
         };

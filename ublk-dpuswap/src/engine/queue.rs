@@ -9,7 +9,7 @@
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use io_uring::{opcode, types};
 
@@ -115,7 +115,6 @@ struct Pending {
     waiting: Waiting,
     /// When waiting has lasted too long; 0 while it has not begun.
     deadline_ns: u64,
-    waited_since_ns: u64,
     attempts: u32,
     /// It completes no earlier than this.
     due_ns: u64,
@@ -132,7 +131,6 @@ const NOTHING: Pending = Pending {
     left: 0,
     waiting: Waiting::No,
     deadline_ns: 0,
-    waited_since_ns: 0,
     attempts: 0,
     due_ns: 0,
     avoid: None,
@@ -738,15 +736,21 @@ impl QueueHandler for QueueWorker {
     }
 }
 
-fn wait_for_room(pending: &mut Pending, shared: &Shared, no_room: Option<IoError>, now_ns: u64) -> Step {
+/// Where nobody has had room for a while, a write fails at once: the kernel keeps the page, and is not held up besides.
+fn wait_for_room(
+    pending: &mut Pending,
+    shared: &Shared,
+    no_room: Option<(IoError, Instant)>,
+    now_ns: u64,
+) -> Step {
     if pending.deadline_ns == 0 {
         pending.deadline_ns = now_ns + shared.config.room_patience.as_nanos() as u64;
-        pending.waited_since_ns = now_ns;
     }
-    let patience_ns = shared.config.no_room_patience.as_nanos() as u64;
     match no_room {
-        Some(error) if now_ns >= pending.waited_since_ns + patience_ns => Step::Done(Err(error)),
-        _ if now_ns >= pending.deadline_ns => Step::Done(Err(no_room.unwrap_or(IoError::Retries))),
+        Some((error, since)) if super::over(since, shared.config.no_room_patience) => Step::Done(Err(error)),
+        _ if now_ns >= pending.deadline_ns => {
+            Step::Done(Err(no_room.map_or(IoError::Retries, |(error, _)| error)))
+        }
         _ => Step::Wait,
     }
 }

@@ -100,7 +100,7 @@ impl Device {
     }
 
     fn keep(&self) {
-        (0..self.nodes.len() as u16).for_each(|node| self.engine.shared.keep_node(NodeId(node)));
+        (0..self.nodes.len() as u16).for_each(|node| drop(self.engine.shared.keep_node(NodeId(node))));
     }
 
     /// Lets the copier work until it has nothing to do, or no place.
