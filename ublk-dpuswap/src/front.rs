@@ -134,7 +134,12 @@ impl Target for SwapDevice {
     }
 
     fn bind(&self, id: u32) -> Result<(), Boxed> {
-        let engine = Arc::new(self.make(id)?);
+        let made = self.make(id).inspect_err(|_| {
+            if let Some(durable) = self.durable.get().filter(|_| !self.plan.recover) {
+                durable.remove();
+            }
+        });
+        let engine = Arc::new(made?);
         engine.start()?;
         if let Some(discover) = &self.plan.discover {
             let (options, client_id) = (self.plan.options.clone(), engine.client_id());

@@ -54,12 +54,14 @@ fn blocks_of_nbdkit_are_written_read_and_trimmed() {
     let none = first.reserve(Lane::WRITER, &mut [RemoteBlock::default()]).unwrap();
     assert_eq!(none, Reserved { granted: 0, free_blocks: 0 });
     let data: Vec<u8> = (0..1u32 << 20).map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    let mut tickets = Vec::new();
     for block in &blocks {
-        first.start_write(Lane::WRITER, *block, 0, &data[block.number as usize..1 << 19]).unwrap();
-        first.start_write(Lane::WRITER, *block, 1 << 19, &data[1 << 19..]).unwrap();
+        let head = &data[block.number as usize..1 << 19];
+        tickets.push(first.start_write(Lane::WRITER, *block, 0, head).unwrap());
+        tickets.push(first.start_write(Lane::WRITER, *block, 1 << 19, &data[1 << 19..]).unwrap());
     }
-    for _ in 0..30 {
-        first.finish_write(Lane::WRITER).unwrap();
+    for ticket in tickets {
+        first.finish_write(Lane::WRITER, ticket).unwrap();
     }
     for block in &blocks {
         let mut back = vec![0; 1 << 19];
@@ -206,8 +208,7 @@ fn an_error_of_the_server_is_named_and_the_connection_goes_on() {
     let client = node(&format!("nbd+unix:///?socket={}", path.display()), 1);
     client.connect().unwrap();
     let blocks = lend(&client, 2);
-    client.start_write(Lane::WRITER, blocks[0], 0, &[1; 64]).unwrap();
-    client.finish_write(Lane::WRITER).unwrap();
+    client.write_at(Lane::WRITER, blocks[0], 0, &[1; 64]).unwrap();
     File::create(&trigger).unwrap();
     let failed = client.write_at(Lane::WRITER, blocks[0], 0, &[2; 64]).unwrap_err();
     assert!(matches!(failed, RemoteError::Server(Opcode::Write, Errno(28))));
@@ -318,13 +319,13 @@ fn answers_in_reverse_and_in_pieces_find_their_writes() {
     let client = node(&server.url(), 1);
     client.connect().unwrap();
     let blocks = lend(&client, 3);
-    for n in 0..50u32 {
-        client.start_write(Lane::WRITER, blocks[n as usize % 3], n * 64, &[n as u8; 64]).unwrap();
+    let start =
+        |n: u32| client.start_write(Lane::WRITER, blocks[n as usize % 3], n * 64, &[n as u8; 64]).unwrap();
+    let tickets: Vec<u64> = (0..50).map(start).collect();
+    for ticket in &tickets {
+        client.finish_write(Lane::WRITER, *ticket).unwrap();
     }
-    for _ in 0..50 {
-        client.finish_write(Lane::WRITER).unwrap();
-    }
-    assert!(matches!(client.finish_write(Lane::WRITER), Err(RemoteError::Mixed)));
+    assert!(matches!(client.finish_write(Lane::WRITER, tickets[0]), Err(RemoteError::Unfinished)));
     for n in 0..50u32 {
         let mut back = [0; 64];
         client.read_at(Lane::COPIER, blocks[n as usize % 3], n * 64, &mut back).unwrap();
@@ -338,13 +339,12 @@ fn a_lane_takes_only_so_many_unfinished_writes() {
     let client = node(&server.url(), 1);
     client.connect().unwrap();
     let blocks = lend(&client, 1);
-    for _ in 0..256 {
-        client.start_write(Lane::WRITER, blocks[0], 0, &[1]).unwrap();
-    }
+    let start = |_| client.start_write(Lane::WRITER, blocks[0], 0, &[1]).unwrap();
+    let tickets: Vec<u64> = (0..256).map(start).collect();
     let one_more = client.start_write(Lane::WRITER, blocks[0], 0, &[1]);
     assert!(matches!(one_more, Err(RemoteError::Refused(Opcode::Write, Status::Busy))), "{one_more:?}");
-    for _ in 0..256 {
-        client.finish_write(Lane::WRITER).unwrap();
+    for ticket in tickets {
+        client.finish_write(Lane::WRITER, ticket).unwrap();
     }
     client.write_at(Lane::WRITER, blocks[0], 0, &[1]).unwrap();
 }
@@ -367,7 +367,7 @@ fn a_server_that_breaks_the_protocol_costs_the_connection_and_no_more() {
             (Err(RemoteError::Closed | RemoteError::Io(..)), None) => {}
             other => panic!("{other:?}"),
         }
-        assert!(matches!(client.finish_write(Lane::WRITER), Err(RemoteError::NotConnected)));
+        assert!(matches!(client.finish_write(Lane::WRITER, 1), Err(RemoteError::NotConnected)));
         assert_eq!(client.connect().unwrap().epoch, epoch);
         client.write_at(Lane::WRITER, blocks[0], 0, &[1; 64]).unwrap();
     }

@@ -44,20 +44,28 @@ fn several_writes_at_once_are_answered_in_order_and_bounded() {
         let blocks: [_; 4] = borrow(&client);
         let gone = RemoteBlock { generation: 5, ..blocks[3] };
         let data = |at: usize| vec![at as u8 + 1; 300_000];
-        for at in 0..MAX_UNFINISHED {
+        let start = |at: usize| {
             let block = if at == 9 { gone } else { blocks[at % 3] };
-            client.start_write(Lane::WRITER, block, (at / 3 % 3 * 300_000) as u32, &data(at)).unwrap();
-        }
-        let unfinished = |result| matches!(result, Err(RemoteError::Unfinished));
-        assert!(unfinished(client.start_write(Lane::WRITER, blocks[0], 0, b"x")));
+            client.start_write(Lane::WRITER, block, (at / 3 % 3 * 300_000) as u32, &data(at)).unwrap()
+        };
+        let tickets: Vec<u64> = (0..MAX_UNFINISHED).map(start).collect();
+        let unfinished = |result: Result<(), _>| matches!(result, Err(RemoteError::Unfinished));
+        assert!(unfinished(client.start_write(Lane::WRITER, blocks[0], 0, b"x").map(drop)));
         assert!(unfinished(client.stat(Lane::WRITER).map(|_| ())));
         assert!(client.stat(Lane(2)).is_ok(), "other lanes are free");
-        for at in 0..MAX_UNFINISHED {
-            let done = client.finish_write(Lane::WRITER);
+        assert!(unfinished(client.finish_write(Lane::WRITER, tickets[1])), "not the oldest");
+        for (at, ticket) in tickets.iter().enumerate() {
+            let done = client.finish_write(Lane::WRITER, *ticket);
             let refused = matches!(done, Err(RemoteError::Refused(Opcode::Write, Status::Reused)));
             assert_eq!((done.is_ok(), refused), (at != 9, at == 9), "{at}: {done:?}");
         }
-        assert!(unfinished(client.finish_write(Lane::WRITER)));
+        assert!(unfinished(client.finish_write(Lane::WRITER, tickets[0])));
+        // An answer on a new connection is not taken for one to a write on the old.
+        let old = client.start_write(Lane::WRITER, blocks[0], 0, b"old").unwrap();
+        client.connect().unwrap();
+        let new = client.start_write(Lane::WRITER, blocks[0], 0, b"new").unwrap();
+        assert!(unfinished(client.finish_write(Lane::WRITER, old)));
+        client.finish_write(Lane::WRITER, new).unwrap();
         let mut back = vec![0; 300_000];
         client.read_at(Lane::WRITER, blocks[1], 300_000, &mut back).unwrap();
         assert!(back == data(13), "the last one written there");

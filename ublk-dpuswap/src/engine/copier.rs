@@ -174,7 +174,7 @@ impl Shared {
                 }
                 // Whether they are still ours is not known, so they are not used again: at worst the node keeps them for
                 // nobody until the lease ends. A block used without being ours would fail every write to it.
-                Err(RemoteError::Refused(_, Status::NotYours)) => {
+                Err(RemoteError::Refused(_, Status::NotYours | Status::Reused)) => {
                     self.counters.blocks_disowned.fetch_add(count as u64, Ordering::Relaxed);
                     return;
                 }

@@ -24,6 +24,8 @@ use crate::units::{BlockId, MAX_REPLICAS, NodeId, RemoteBlock, UNIT_BYTES};
 const RUNS: usize = 4;
 /// Most blocks cleaned to make room for one run.
 const CLEAN_MOST: usize = 64;
+/// How late a sleeper may wake up.
+const SLEEP_LATE_NS: u64 = 1_000_000;
 /// Pause after a write-back that failed.
 const BACK_OFF: Duration = Duration::from_millis(200);
 /// Stacks are locked in memory: small ones.
@@ -36,8 +38,8 @@ pub(super) struct Target {
     pub(super) remote: RemoteBlock,
     /// Of the node's connection.
     pub(super) connection: u32,
-    /// Its write was begun, and its answer is to be waited for.
-    begun: bool,
+    /// The ticket of its write, whose answer is to be waited for.
+    begun: Option<u64>,
     /// When the answer counts, over a link that is only modelled.
     due_ns: u64,
 }
@@ -282,7 +284,7 @@ impl Shared {
             let Some(remote) = self.remote(target.node) else { continue };
             target.due_ns = self.link_due_ns(target.node, self.link_now_ns(), bytes.len(), 0);
             match remote.start_write(Lane::WRITER, target.remote, offset_bytes, bytes) {
-                Ok(()) => target.begun = true,
+                Ok(ticket) => target.begun = Some(ticket),
                 Err(error) => self.call_failed(batch.block, target.node, target.connection, error),
             }
         }
@@ -293,13 +295,11 @@ impl Shared {
         let bytes = batch.units as usize * UNIT_BYTES;
         let mut written = targets.iter().any(Option::is_some);
         for target in targets.iter_mut().flatten() {
-            let answer = match self.remote(target.node).filter(|_| std::mem::take(&mut target.begun)) {
-                Some(remote) => remote.finish_write(Lane::WRITER),
-                None => {
-                    written = false;
-                    continue;
-                }
+            let Some((remote, ticket)) = self.remote(target.node).zip(target.begun.take()) else {
+                written = false;
+                continue;
             };
+            let answer = remote.finish_write(Lane::WRITER, ticket);
             self.wait_for_link(target.due_ns);
             match answer {
                 Ok(()) => self.counters.count_written(target.node, bytes),
@@ -316,9 +316,21 @@ impl Shared {
         if self.link.is_some() { monotonic_ns() } else { 0 }
     }
 
+    /// Waits for a link that is only modelled. Sleepers wake up late, by more than a link takes: the last part is polled.
     fn wait_for_link(&self, due_ns: u64) {
-        if due_ns > 0 {
-            std::thread::sleep(Duration::from_nanos(due_ns.saturating_sub(monotonic_ns())));
+        if due_ns == 0 {
+            return;
+        }
+        loop {
+            let left_ns = due_ns.saturating_sub(monotonic_ns());
+            if left_ns == 0 {
+                return;
+            }
+            if left_ns < SLEEP_LATE_NS {
+                std::thread::yield_now();
+            } else {
+                std::thread::sleep(Duration::from_nanos(left_ns - SLEEP_LATE_NS));
+            }
         }
     }
 
@@ -357,7 +369,7 @@ impl State {
                 return None;
             }
             any = true;
-            *slot = Some(Target { node, remote, connection: self.generation(node), begun: false, due_ns: 0 });
+            *slot = Some(Target { node, remote, connection: self.generation(node), begun: None, due_ns: 0 });
         }
         any.then_some(targets)
     }
@@ -365,7 +377,7 @@ impl State {
     /// A copy of a block that can be read.
     pub(super) fn readable_copy(&self, block: BlockId) -> Option<Target> {
         let (node, remote, _) = self.model.blocks.copies(block).find(|(.., up)| *up)?;
-        Some(Target { node, remote, connection: self.generation(node), begun: false, due_ns: 0 })
+        Some(Target { node, remote, connection: self.generation(node), begun: None, due_ns: 0 })
     }
 }
 

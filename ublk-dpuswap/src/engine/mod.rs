@@ -152,6 +152,17 @@ impl Engine {
                 log::warn!("node {name}: {error}; it is tried again");
             }
         }
+        {
+            let mut guard = engine.shared.state();
+            let state = &mut *guard;
+            for slot in (0..state.nodes.len() as u16).map(NodeId) {
+                if !state.is_up(slot) {
+                    // What the cache still has of its pages must not be given up for a copy that nobody can read.
+                    state.model.node_down(slot);
+                }
+            }
+            state.flush_wanted = true;
+        }
         Ok((engine, recovered))
     }
 

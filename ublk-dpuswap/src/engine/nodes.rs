@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::{Shared, State};
 use crate::error::Error;
+use crate::memory::barrier;
 use crate::model::CLEANING_RESERVE;
 use crate::proto::{INFO_DRAINING, Info, Status};
 use crate::remote::{Lane, RemoteError, RemoteNode};
@@ -77,6 +78,19 @@ impl State {
         (known.wanted != 0).then_some((known.epoch, known.lease))
     }
 
+    /// Puts blocks that the node holds for us, and that are nowhere in the books, into its pool. `held` is sorted, and `known`
+    /// as long and all false.
+    fn take_held(&mut self, slot: NodeId, held: &[RemoteBlock], known: &mut [bool]) {
+        let whole = self.model.blocks.cross_out_known(slot, |block| {
+            if let Some(known) = held.binary_search(&block).ok().and_then(|at| known.get_mut(at)) {
+                *known = true;
+            }
+        });
+        for (block, _) in held.iter().zip(known).filter(|(_, known)| whole && !**known) {
+            self.model.blocks.add_reserved(slot, *block);
+        }
+    }
+
     /// Takes over what a node said of itself.
     pub(super) fn heard(&mut self, node: NodeId, info: &Info) {
         self.model.blocks.set_remote_free(node, info.free_blocks);
@@ -131,26 +145,34 @@ impl Shared {
         };
         node.set_incarnation(incarnation);
         let info = node.connect()?;
-        let (forgotten, generation) = {
+        // Asked, and allocated for, before the lock is taken (swap waits for it) and before the node is up: a reservation of
+        // now is either in the books already, or of the last connection and will be dropped.
+        let mut held: Vec<RemoteBlock> = Vec::new();
+        if recovering {
+            node.held(Lane::CONTROL, &mut |block| held.push(block))?;
+            held.sort_unstable();
+        }
+        let mut known = vec![false; held.len()];
+        let generation = {
             let mut guard = self.state();
             let state = &mut *guard;
             let life = (info.epoch, info.lease);
             let forgotten = state.node_life(slot).is_some_and(|before| before != life);
+            let Some(node) = state.nodes.get_mut(usize::from(slot.0)) else { return Ok(()) };
+            node.generation = node.generation.wrapping_add(1);
+            node.up = true;
+            let generation = node.generation;
+            state.model.node_up(slot, forgotten, info.free_blocks);
+            // A process that ends before this drops the old copies again in its next life, and not never.
+            barrier();
             if let Some(node) = state.model.identity_mut().nodes.get_mut(usize::from(slot.0)) {
                 (node.epoch, node.lease, node.wanted) = (life.0, life.1, 1);
             }
-            let Some(known) = state.nodes.get_mut(usize::from(slot.0)) else { return Ok(()) };
-            known.generation = known.generation.wrapping_add(1);
-            known.up = true;
-            let generation = known.generation;
-            state.model.node_up(slot, forgotten, info.free_blocks);
             (state.no_room, state.flush_wanted, state.copy_wanted) = (None, true, true);
             state.heard(slot, &info);
-            (forgotten, generation)
+            state.take_held(slot, &held, &mut known);
+            generation
         };
-        if recovering && !forgotten {
-            self.find_held(slot, &*node)?;
-        }
         for (queue, waker) in (0..).zip(&self.wakers) {
             match node.open_link(queue) {
                 Ok(start) => waker.post(slot, generation, start),
@@ -163,25 +185,6 @@ impl Shared {
         self.tell_nodes_changed();
         self.flush.notify_one();
         self.copy.notify_one();
-        Ok(())
-    }
-
-    /// Puts blocks that the node holds for us and that no block of ours names back into its pool.
-    pub(super) fn find_held(&self, slot: NodeId, node: &dyn RemoteNode) -> Result<(), RemoteError> {
-        let mut held: Vec<RemoteBlock> = Vec::new();
-        node.held(Lane::CONTROL, &mut |block| held.push(block))?;
-        held.sort_unstable();
-        // Allocated before the lock is taken: swap waits for it.
-        let mut known = vec![false; held.len()];
-        let mut state = self.state();
-        let whole = state.model.blocks.cross_out_known(slot, |block| {
-            if let Ok(at) = held.binary_search(&block) {
-                known[at] = true;
-            }
-        });
-        for (block, _) in held.iter().zip(&known).filter(|(_, known)| whole && !**known) {
-            state.model.blocks.add_reserved(slot, *block);
-        }
         Ok(())
     }
 
@@ -199,7 +202,7 @@ impl Shared {
     /// Records that a call for a block failed. A copy that is not ours is dropped; anything else is the node's failure.
     /// The caller holds a pin on the block.
     pub(super) fn call_failed(&self, block: BlockId, node: NodeId, generation: u32, error: RemoteError) {
-        if !matches!(error, RemoteError::Refused(_, Status::NotYours)) {
+        if !matches!(error, RemoteError::Refused(_, Status::NotYours | Status::Reused)) {
             return self.node_failed(node, generation, error);
         }
         let mut guard = self.state();

@@ -118,7 +118,8 @@ struct Pending {
     attempts: u32,
     /// It completes no earlier than this.
     due_ns: u64,
-    avoid: Option<NodeId>,
+    /// How many answers were not what was written.
+    damaged: u32,
     error: Option<IoError>,
 }
 
@@ -133,7 +134,7 @@ const NOTHING: Pending = Pending {
     deadline_ns: 0,
     attempts: 0,
     due_ns: 0,
-    avoid: None,
+    damaged: 0,
     error: None,
 };
 
@@ -202,9 +203,17 @@ impl Requests {
         }
     }
 
-    pub(super) fn avoid(&mut self, tag: u16, node: NodeId) {
+    /// Counts a bad answer; gives how many there were.
+    pub(super) fn damaged(&mut self, tag: u16) -> u32 {
+        let Some(pending) = self.get(tag) else { return 0 };
+        pending.damaged += 1;
+        pending.damaged
+    }
+
+    /// The request waits until operations are free.
+    pub(super) fn wait_for_op(&mut self, tag: u16) {
         if let Some(pending) = self.get(tag) {
-            pending.avoid = Some(node);
+            pending.waiting = Waiting::Op;
         }
     }
 
@@ -247,6 +256,10 @@ pub struct QueueWorker {
     event_word: Box<u64>,
     changes_seen: u32,
     woken: bool,
+    /// Listening to other threads has failed: it is tried again when there is time.
+    deaf: bool,
+    /// A connection may have ended, with nothing under way on it that would say so.
+    link_ended: bool,
     look_at_ns: u64,
     now_ns: u64,
     #[cfg(test)]
@@ -270,6 +283,8 @@ impl QueueWorker {
             event_word: Box::new(0),
             changes_seen: u32::MAX,
             woken: true,
+            link_ended: false,
+            deaf: false,
             look_at_ns: u64::MAX,
             now_ns: 0,
             #[cfg(test)]
@@ -320,6 +335,20 @@ impl QueueWorker {
                     let failed = crate::remote::RemoteError::Connect(source);
                     shared.node_failed(node, generation, failed);
                 }
+            }
+        }
+    }
+
+    /// A connection that ended while nothing was under way on it says so to nobody: its node is down, and its keeper connects
+    /// it again.
+    fn tell_broken_links(&self) {
+        for (slot, generation) in (0u16..).map(NodeId).zip(self.reads.link_generation) {
+            let current = {
+                let state = self.shared.state();
+                state.is_up(slot) && state.generation(slot) == generation
+            };
+            if current && !self.reads.links.is_open(slot) {
+                self.shared.node_failed(slot, generation, crate::remote::RemoteError::Closed);
             }
         }
     }
@@ -429,23 +458,25 @@ impl QueueWorker {
             return Step::Done(Err(IoError::Retries));
         };
         pending.waiting = Waiting::No;
-        pending.attempts += 1;
         if pending.attempts > ATTEMPTS {
             return Step::Done(Err(IoError::Retries));
         }
+        // After a bad answer the copies are asked in turn.
+        let turn = pending.damaged;
         let mut trouble = None;
         self.begun.clear();
+        let copied;
         {
             let mut guard = shared.state();
             let state = &mut *guard;
-            let copied = self.look_up(state, tag, data, fresh);
+            copied = self.look_up(state, tag, data, fresh);
             self.wanted.sort_unstable_by_key(|wanted| (wanted.at.block, wanted.at.offset_units));
             let cache = state.model.cache();
             let (used, wasted) = (cache.ahead_used, cache.ahead_wasted);
             let mut done = 0;
             while copied && done < self.wanted.len() {
                 let ahead = self.read_ahead.window_bytes(used, wasted);
-                match self.reads.begin(state, tag, &self.wanted[done..], ahead, self.now_ns) {
+                match self.reads.begin(state, tag, &self.wanted[done..], ahead, turn, self.now_ns) {
                     Ok((op, covered)) => {
                         self.begun.push(op);
                         done += covered;
@@ -457,7 +488,14 @@ impl QueueWorker {
                 }
             }
         }
-        let restored = self.restore_copied(tag, data);
+        let mut restored = self.restore_copied(tag, data);
+        if !copied {
+            restored = Err(IoError::Retries);
+        }
+        if let Some(pending) = self.requests.get(tag).filter(|_| !self.begun.is_empty()) {
+            pending.attempts += 1;
+            pending.deadline_ns = 0;
+        }
         for _ in &self.begun {
             self.requests.started(tag);
         }
@@ -481,6 +519,7 @@ impl QueueWorker {
             }
             Some(NoRead::NoOp) => pending.waiting = Waiting::Op,
             Some(NoRead::NoCopy(node)) => {
+                self.link_ended = true;
                 pending.waiting = Waiting::Node(node);
                 if pending.deadline_ns == 0 {
                     pending.deadline_ns = now_ns + shared.config.node_patience.as_nanos() as u64;
@@ -612,6 +651,15 @@ impl QueueWorker {
             }
         }
         while let Some(tag) = self.requests.take_touched() {
+            let waits_for_op = self
+                .requests
+                .get(tag)
+                .is_some_and(|pending| pending.waiting == Waiting::Op && pending.left == 0);
+            if waits_for_op {
+                // Planned again in a moment: now nothing is free.
+                self.look_at_ns = self.look_at_ns.min(self.now_ns + LOOK_SOON_NS);
+                continue;
+            }
             self.attend_one(tag, io);
         }
     }
@@ -684,11 +732,13 @@ impl QueueHandler for QueueWorker {
     fn completed(&mut self, token: u64, result: i32, io: &mut dyn QueueIo) {
         if token == EVENT_TOKEN {
             self.woken = true;
+            self.deaf = result < 0;
             if result >= 0 && !self.shared.stopping() {
                 self.listen(io);
             }
         } else {
             self.reads.links.completed(token, result, io);
+            self.link_ended |= result <= 0;
         }
     }
 
@@ -697,7 +747,8 @@ impl QueueHandler for QueueWorker {
             self.follow_nodes(io);
         }
         let busy = self.reads.under_way() > 0;
-        if !busy && !self.woken && !self.requests.any_touched() && self.look_at_ns == u64::MAX {
+        let idle = !busy && !self.woken && !self.link_ended && !self.deaf;
+        if idle && !self.requests.any_touched() && self.look_at_ns == u64::MAX {
             return;
         }
         self.now_ns = io.now_ns();
@@ -706,6 +757,17 @@ impl QueueHandler for QueueWorker {
         let time = self.now_ns >= self.look_at_ns;
         if time {
             self.look_at_ns = u64::MAX;
+        }
+        if std::mem::take(&mut self.link_ended) {
+            self.tell_broken_links();
+        }
+        if self.deaf && !shared.stopping() {
+            if time {
+                self.deaf = false;
+                self.listen(io);
+            } else {
+                self.look_at_ns = self.look_at_ns.min(self.now_ns + LOOK_AGAIN_NS);
+            }
         }
         self.attend(io, time);
         self.woken = false;

@@ -12,6 +12,7 @@ use crate::codec::Decompressor;
 use crate::error::IoError;
 use crate::links::{Arrival, Links};
 use crate::model::Mapping;
+use crate::proto::Status;
 use crate::record::{self, RecordError, RecordHeader};
 use crate::remote::RemoteError;
 use crate::seal::{PageKey, Place};
@@ -24,6 +25,8 @@ pub(super) const OP_PAGES: usize = 32;
 const READ_GAP_BYTES: usize = 4096;
 /// A page of an operation that nobody asked for.
 const AHEAD: u32 = u32::MAX;
+/// How often each copy is asked for what it gives back badly.
+const MAX_TRIES: usize = 4;
 /// No twin.
 const ALONE: u32 = u32::MAX;
 /// A read is asked of another copy when it takes this many times as long as reads usually do.
@@ -144,16 +147,23 @@ impl Reads {
         &mut self.decompressor
     }
 
+    fn is_able(&self, state: &State, (node, _, up): &(NodeId, RemoteBlock, bool)) -> bool {
+        let generation = self.link_generation.get(usize::from(node.0));
+        *up && self.links.is_open(*node) && generation == Some(&state.generation(*node))
+    }
+
     fn source(&self, state: &State, block: BlockId, not: Option<NodeId>) -> Option<Source> {
-        let able = |(node, _, up): &(NodeId, RemoteBlock, bool)| {
-            let slot = usize::from(node.0);
-            *up && Some(*node) != not
-                && self.links.is_open(*node)
-                && self.link_generation.get(slot) == Some(&state.generation(*node))
-        };
+        let able = |copy: &(NodeId, RemoteBlock, bool)| Some(copy.0) != not && self.is_able(state, copy);
         let load = |node: NodeId| self.load.get(usize::from(node.0)).copied().unwrap_or(0);
         let best = state.model.blocks.copies(block).filter(able).min_by_key(|(node, ..)| load(*node));
         best.map(|(node, remote, _)| Source { node, remote, connection: state.generation(node) })
+    }
+
+    /// The copy whose turn it is, of those that can be asked.
+    fn source_in_turn(&self, state: &State, block: BlockId, turn: u32) -> Option<Source> {
+        let able = || state.model.blocks.copies(block).filter(|copy| self.is_able(state, copy));
+        let (node, remote, _) = able().nth(turn as usize % able().count().max(1))?;
+        Some(Source { node, remote, connection: state.generation(node) })
     }
 
     /// Begins the read for the first of `wanted` (sorted by place) and those that lie close behind it. Gives how many of
@@ -164,12 +174,17 @@ impl Reads {
         tag: u16,
         wanted: &[Wanted],
         ahead_bytes: u32,
+        turn: u32,
         now_ns: u64,
     ) -> Result<(u32, usize), NoRead> {
         let first = wanted.first().ok_or(NoRead::NoOp)?;
         let block = first.at.block;
         let op_number = *self.free.last().ok_or(NoRead::NoOp)?;
-        let Some(source) = self.source(state, block, None) else {
+        let source = match turn {
+            0 => self.source(state, block, None),
+            turn => self.source_in_turn(state, block, turn),
+        };
+        let Some(source) = source else {
             let holder = state.model.blocks.copies(block).next();
             return Err(holder.map_or(NoRead::Lost, |(node, ..)| NoRead::NoCopy(node)));
         };
@@ -236,8 +251,14 @@ impl Reads {
             op.due_ns = due_ns;
         }
         let sent = self.links.read(op.node, op.remote, op.base_bytes, op.len_bytes, number);
-        if let Err(error) = sent {
-            self.failed(shared, requests, number, error);
+        match sent {
+            Ok(()) => {}
+            // As many are under way there as fit: no fault of the node's.
+            Err(RemoteError::Refused(_, Status::Busy)) => {
+                requests.wait_for_op(op.tag);
+                self.give_up(shared, requests, number, &op);
+            }
+            Err(error) => self.failed(shared, requests, number, error),
         }
     }
 
@@ -311,14 +332,15 @@ impl Reads {
     ) {
         let Some(op) = self.ops.get(number as usize).copied() else { return };
         shared.counters.bad_records.fetch_add(1, Ordering::Relaxed);
-        let (stays, other) = {
+        let (stays, copies) = {
             let state = shared.state();
-            (state.model.mapping(page) == Mapping::Remote(at), self.source(&state, op.block, Some(op.node)))
+            (state.model.mapping(page) == Mapping::Remote(at), state.model.blocks.copies(op.block).count())
         };
-        if stays && other.is_none() && op.twin == ALONE && !op.abandoned {
+        // Each copy of each block of the request was asked, and once more.
+        let tried = requests.damaged(op.tag) as usize > copies.max(1) * MAX_TRIES;
+        if stays && !op.abandoned && (tried || copies <= 1) {
             requests.fail(op.tag, IoError::Record(op.node, error));
         }
-        requests.avoid(op.tag, op.node);
         self.give_up(shared, requests, number, &op);
     }
 
@@ -365,7 +387,9 @@ impl Reads {
             let Some(op) = self.ops.get(number as usize).filter(|op| op.active).copied() else { continue };
             if now_ns >= op.issued_ns + timeout_ns {
                 shared.node_failed(op.node, op.connection, RemoteError::TimedOut);
-                self.links.close(op.node);
+                if self.link_generation.get(usize::from(op.node.0)) == Some(&op.connection) {
+                    self.links.close(op.node);
+                }
                 // Its operations have ended: they are there to be taken.
                 next_ns = now_ns;
                 continue;

@@ -618,6 +618,20 @@ fn with_two_copies_a_node_may_die_at_any_time_and_the_missing_copies_are_made_ag
 }
 
 #[test]
+fn a_bad_copy_is_passed_over_for_a_good_one() {
+    let mut device = device(Config { replicas: 2, cache_bytes: 1 << 20, ..small(2048) }, &[48, 48]);
+    for page in 0..1024 {
+        device.write(page, page * 8 + 2).unwrap();
+    }
+    device.flush_all();
+    (0..4096).step_by(64).for_each(|byte| device.nodes[0].corrupt(byte + 100));
+    for page in 0..1024 {
+        assert_eq!(device.read(page).unwrap(), content(page * 8 + 2), "page {page}");
+    }
+    assert!(device.engine.report().counters.bad_records > 0);
+}
+
+#[test]
 fn a_slow_copy_is_overtaken_by_the_other() {
     let mut device = device(Config { replicas: 2, read_ahead: false, ..small(2048) }, &[48, 48]);
     for page in 0..512 {

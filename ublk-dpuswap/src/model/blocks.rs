@@ -213,10 +213,10 @@ impl Blocks {
                 let good = copy.state == LIVE
                     && self.nodes.get(copy.node()).is_some()
                     && !nodes.contains(&Some(copy.node))
-                    && !seen.contains(&(copy.node, copy.number))
+                    && !seen.contains(&(copy.node, copy.remote()))
                     && self.nodes.count_held(copy.node());
                 if good {
-                    seen.insert((copy.node, copy.number));
+                    seen.insert((copy.node, copy.remote()));
                     nodes[place] = Some(copy.node);
                 } else {
                     copy.state = NONE;

@@ -345,14 +345,15 @@ impl RemoteNode for FileNode {
         block: RemoteBlock,
         offset_bytes: u32,
         data: &[u8],
-    ) -> Result<(), RemoteError> {
+    ) -> Result<u64, RemoteError> {
         self.with(|open, extents| {
             let at = Self::place(extents, Opcode::Write, block, offset_bytes, data.len())?;
-            open.file.write_all_at(data, at).map_err(|error| RemoteError::Io(Opcode::Write, error))
+            let written = open.file.write_all_at(data, at);
+            written.map(|()| 0).map_err(|error| RemoteError::Io(Opcode::Write, error))
         })
     }
 
-    fn finish_write(&self, _: Lane) -> Result<(), RemoteError> {
+    fn finish_write(&self, _: Lane, _: u64) -> Result<(), RemoteError> {
         // A write to a file is over when it returns.
         self.with(|_, _| Ok(()))
     }

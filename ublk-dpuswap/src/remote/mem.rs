@@ -23,8 +23,9 @@ struct Inner {
     reachable: bool,
     fail_in: Option<u32>,
     lose_reply: bool,
-    /// Answers of each lane's unfinished writes.
-    unfinished: [VecDeque<Result<(), RemoteError>>; Lane::COUNT],
+    /// Answers of each lane's unfinished writes, by ticket.
+    unfinished: [VecDeque<(u64, Result<(), RemoteError>)>; Lane::COUNT],
+    next_ticket: u64,
     delay: Duration,
     wants_back: u32,
     draining: bool,
@@ -56,6 +57,7 @@ impl MemNode {
             fail_in: None,
             lose_reply: false,
             unfinished: std::array::from_fn(|_| VecDeque::with_capacity(64)),
+            next_ticket: 1,
             delay: Duration::ZERO,
             wants_back: 0,
             draining: false,
@@ -314,21 +316,26 @@ impl RemoteNode for MemNode {
         block: RemoteBlock,
         offset_bytes: u32,
         data: &[u8],
-    ) -> Result<(), RemoteError> {
+    ) -> Result<u64, RemoteError> {
         let mut inner = self.inner();
         if !inner.connected {
             return Err(RemoteError::NotConnected);
         }
         let answer = inner.write(block, offset_bytes, data);
+        let ticket = inner.next_ticket;
+        inner.next_ticket += 1;
         let queue = inner.unfinished.get_mut(lane.0).ok_or(RemoteError::NotConnected)?;
-        queue.push_back(answer);
-        Ok(())
+        queue.push_back((ticket, answer));
+        Ok(ticket)
     }
 
-    fn finish_write(&self, lane: Lane) -> Result<(), RemoteError> {
+    fn finish_write(&self, lane: Lane, ticket: u64) -> Result<(), RemoteError> {
         let mut inner = self.inner();
         let queue = inner.unfinished.get_mut(lane.0).ok_or(RemoteError::NotConnected)?;
-        queue.pop_front().unwrap_or(Err(RemoteError::NotConnected))
+        if queue.front().map(|(oldest, _)| *oldest) != Some(ticket) {
+            return Err(RemoteError::Unfinished);
+        }
+        queue.pop_front().map_or(Err(RemoteError::Unfinished), |(_, answer)| answer)
     }
 
     fn read_at(

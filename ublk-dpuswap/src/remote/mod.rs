@@ -129,8 +129,8 @@ pub trait RemoteNode: Send + Sync {
     /// The connection failed or the node refused.
     fn release(&self, lane: Lane, blocks: &[RemoteBlock]) -> Result<u32, RemoteError>;
 
-    /// Sends `data` to byte `offset_bytes` of a block, without waiting for the answer; several may be on their way. When one
-    /// fails, its range may hold anything.
+    /// Sends `data` to byte `offset_bytes` of a block, without waiting for the answer; several may be on their way. Gives a
+    /// ticket, never the same twice, also over reconnections. When a write fails, its range may hold anything.
     ///
     /// # Errors
     /// The connection failed.
@@ -140,13 +140,14 @@ pub trait RemoteNode: Send + Sync {
         block: RemoteBlock,
         offset_bytes: u32,
         data: &[u8],
-    ) -> Result<(), RemoteError>;
+    ) -> Result<u64, RemoteError>;
 
-    /// Waits for the answer to the oldest write that was started on this lane.
+    /// Waits for the answer to the write with this ticket, the oldest that was started on this lane.
     ///
     /// # Errors
-    /// The connection failed or the node refused.
-    fn finish_write(&self, lane: Lane) -> Result<(), RemoteError>;
+    /// The connection failed or the node refused; [`RemoteError::Unfinished`] when the lane was connected again since, so that
+    /// nobody knows what became of the write.
+    fn finish_write(&self, lane: Lane, ticket: u64) -> Result<(), RemoteError>;
 
     /// Writes `data` at byte `offset_bytes` of a block, on a lane without unfinished writes.
     ///
@@ -159,8 +160,8 @@ pub trait RemoteNode: Send + Sync {
         offset_bytes: u32,
         data: &[u8],
     ) -> Result<(), RemoteError> {
-        self.start_write(lane, block, offset_bytes, data)?;
-        self.finish_write(lane)
+        let ticket = self.start_write(lane, block, offset_bytes, data)?;
+        self.finish_write(lane, ticket)
     }
 
     /// Reads `data.len()` bytes from byte `offset_bytes` of a block, on a lane without unfinished writes.

@@ -151,8 +151,8 @@ impl NbdNode {
         }
         let signed = Signature { epoch: new_epoch()?, ..mine };
         self.state().sent_epoch = signed.epoch;
-        connection.start_write(0, &signed.encode())?;
-        connection.finish_write()?;
+        let handle = connection.start_write(0, &signed.encode())?;
+        connection.finish_write(handle)?;
         Ok((signed, false))
     }
 
@@ -245,8 +245,8 @@ impl RemoteNode for NbdNode {
                 self.trim_all(connection)?;
             }
             still(connection, self.state().signature)?;
-            connection.start_write(0, &[0; SIGNATURE_BYTES])?;
-            connection.finish_write()
+            let handle = connection.start_write(0, &[0; SIGNATURE_BYTES])?;
+            connection.finish_write(handle)
         });
         if let Err(error) = erased {
             log::warn!("node {}: its signature stays: {error}", self.name);
@@ -306,7 +306,7 @@ impl RemoteNode for NbdNode {
         block: RemoteBlock,
         offset_bytes: u32,
         data: &[u8],
-    ) -> Result<(), RemoteError> {
+    ) -> Result<u64, RemoteError> {
         let at = self.place(Opcode::Write, block, offset_bytes, data.len())?;
         self.on(lane, |connection| match connection.unfinished() {
             0..MAX_UNFINISHED => connection.start_write(at, data),
@@ -314,8 +314,8 @@ impl RemoteNode for NbdNode {
         })
     }
 
-    fn finish_write(&self, lane: Lane) -> Result<(), RemoteError> {
-        self.on(lane, Connection::finish_write)
+    fn finish_write(&self, lane: Lane, ticket: u64) -> Result<(), RemoteError> {
+        self.on(lane, |connection| connection.finish_write(ticket))
     }
 
     fn read_at(

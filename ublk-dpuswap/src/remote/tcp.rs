@@ -145,6 +145,10 @@ impl TcpNode {
         answer(channel, opcode, id, reply, deadline)
     }
 
+    fn oldest_write(&self, lane: Lane) -> Option<u64> {
+        self.lane(lane).ok()?.as_ref()?.unfinished.front().copied()
+    }
+
     /// A lane with nothing unfinished does `work`; one on which anything but a refusal happened is closed.
     fn on_lane<T>(
         &self,
@@ -252,7 +256,11 @@ impl RemoteNode for TcpNode {
     fn disconnect(&self) {
         *self.current() = None;
         for lane in 0..Lane::COUNT {
-            while matches!(self.finish_write(Lane(lane)), Ok(()) | Err(RemoteError::Refused(..))) {}
+            while let Some(ticket) = self.oldest_write(Lane(lane)) {
+                if !matches!(self.finish_write(Lane(lane), ticket), Ok(()) | Err(RemoteError::Refused(..))) {
+                    break;
+                }
+            }
             let _ = self.transact(Lane(lane), Opcode::Bye, &mut [], &mut []);
             if let Ok(mut slot) = self.lane(Lane(lane)) {
                 *slot = None;
@@ -296,7 +304,7 @@ impl RemoteNode for TcpNode {
         block: RemoteBlock,
         offset_bytes: u32,
         data: &[u8],
-    ) -> Result<(), RemoteError> {
+    ) -> Result<u64, RemoteError> {
         let range = Range { block, offset_bytes, len_bytes: data.len() as u32 };
         if data.len() > BLOCK_BYTES {
             return Err(RemoteError::Refused(Opcode::Write, Status::BadRequest));
@@ -311,14 +319,18 @@ impl RemoteNode for TcpNode {
                 open.channel.send_copy(&header, &range.encode(), data, &mut open.stage, self.deadline());
             sent.map_err(|fault| from_fault(Opcode::Write, fault))?;
             open.unfinished.push_back(id);
-            Ok(())
+            Ok(id)
         })
     }
 
-    fn finish_write(&self, lane: Lane) -> Result<(), RemoteError> {
+    fn finish_write(&self, lane: Lane, ticket: u64) -> Result<(), RemoteError> {
         self.on_lane(lane, |open| {
-            let id = open.unfinished.pop_front().ok_or(RemoteError::Unfinished)?;
-            answer(&mut open.channel, Opcode::Write, id, &mut [], self.deadline()).map(|_| ())
+            // Begun on a lane that is gone: the answers here are to other writes.
+            if open.unfinished.front() != Some(&ticket) {
+                return Err(RemoteError::Unfinished);
+            }
+            open.unfinished.pop_front();
+            answer(&mut open.channel, Opcode::Write, ticket, &mut [], self.deadline()).map(|_| ())
         })
     }
 

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use ublk_dpuswap::{alloc, durable};
-use ublk_target::{Error, cli, lifecycle};
+use ublk_target::{Error, cli};
 
 /// Swap must not wait for memory: what allocates on its path is counted.
 #[global_allocator]
@@ -44,11 +44,8 @@ enum Command {
 
 /// Memory of devices that are gone, because their daemon was killed before they were deleted, is given back.
 fn clean_up() {
-    for id in durable::left_behind() {
-        if lifecycle::list(None).is_ok_and(|listed| listed.iter().all(|device| device.id != id)) {
-            durable::forget(id);
-        }
-    }
+    let gone = |id: &u32| !std::path::Path::new(&format!("/dev/ublkc{id}")).exists();
+    durable::left_behind().into_iter().filter(gone).for_each(durable::forget);
 }
 
 fn run(command: &Command) -> Result<(), Error> {

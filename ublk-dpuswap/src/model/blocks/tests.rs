@@ -25,7 +25,7 @@ impl Blocks {
             assert!(block.generation < self.next_generation[0]);
             for copy in block.copies.iter().filter(|copy| copy.state != NONE) {
                 held[usize::from(copy.node)] += 1;
-                assert!(seen.insert((copy.node, copy.number)), "one remote block is in two places");
+                assert!(seen.insert((copy.node, copy.remote())), "one remote block is in two places");
                 assert!(copy.state == LIVE || derived.pins > 0, "a copy that leaves goes with the last pin");
             }
             let nodes: HashSet<u16> = self.copies(id).map(|(node, ..)| node.0).collect();

@@ -9,11 +9,15 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use super::wire::{self, Command, Errno, Export, NbdError, REPLY_BYTES};
 use crate::proto::Opcode;
 use crate::remote::RemoteError;
+
+/// Where the next connection's handles begin: none is ever used twice, so that a handle names its connection too.
+static FIRST_HANDLE: AtomicU64 = AtomicU64::new(1);
 
 /// Most writes that are started and not finished.
 pub(crate) const MAX_UNFINISHED: usize = 256;
@@ -106,7 +110,13 @@ impl Connection {
         socket.set_timeout(Some(timeout)).map_err(RemoteError::Connect)?;
         let export = Export { size_bytes: 0, flags: 0, minimum_bytes: 1, maximum_bytes: 0 };
         let unfinished = VecDeque::with_capacity(MAX_UNFINISHED);
-        Ok(Self { socket, timeout, export, next_handle: 1, unfinished })
+        Ok(Self {
+            socket,
+            timeout,
+            export,
+            next_handle: FIRST_HANDLE.fetch_add(1 << 32, Ordering::Relaxed),
+            unfinished,
+        })
     }
 
     pub(crate) fn negotiate(&mut self, name: &str) -> Result<Export, RemoteError> {
@@ -187,13 +197,17 @@ impl Connection {
         }
     }
 
-    pub(crate) fn start_write(&mut self, at: u64, data: &[u8]) -> Result<(), RemoteError> {
+    pub(crate) fn start_write(&mut self, at: u64, data: &[u8]) -> Result<u64, RemoteError> {
         let handle = self.send(Command::Write, at, data.len() as u32, data)?;
         self.unfinished.push_back(Unfinished { handle, answer: None });
-        Ok(())
+        Ok(handle)
     }
 
-    pub(crate) fn finish_write(&mut self) -> Result<(), RemoteError> {
+    pub(crate) fn finish_write(&mut self, handle: u64) -> Result<(), RemoteError> {
+        // Begun on a connection that is gone.
+        if self.unfinished.front().map(|write| write.handle) != Some(handle) {
+            return Err(RemoteError::Unfinished);
+        }
         loop {
             match self.unfinished.front().map(|write| write.answer) {
                 None => return Err(RemoteError::Mixed),
