@@ -231,9 +231,9 @@ fn a_killed_node_is_an_io_error_that_names_it_and_never_a_hang() {
 #[ignore = "needs a kernel with ublk (scripts/test)"]
 fn with_two_copies_a_killed_node_costs_nothing_and_its_copies_are_made_again() {
     let nodes = Nodes::start("256MiB");
-    let swap = Swap::on("4MiB", &["--replicas", "2"]);
-    cgroup(16);
-    let mut hog = Hog::start(40);
+    let swap = Swap::on("2MiB", &["--replicas", "2"]);
+    cgroup(8);
+    let mut hog = Hog::start(20);
     hog.verifies("the hog reads what it wrote");
     nodes.kill(0);
     hog.verifies("the hog reads on without the node");
@@ -250,11 +250,11 @@ fn with_two_copies_a_killed_node_costs_nothing_and_its_copies_are_made_again() {
 #[ignore = "needs a kernel with ublk (scripts/test)"]
 fn a_killed_daemon_is_recovered_and_every_page_is_there() {
     let _nodes = Nodes::start("256MiB");
-    let swap = Swap::on("4MiB", &[]);
-    cgroup(16);
-    let mut hog = Hog::start(40);
+    let swap = Swap::on("2MiB", &[]);
+    cgroup(8);
+    let mut hog = Hog::start(20);
     hog.verifies("the hog reads what it wrote");
-    for round in 0..3 {
+    for round in 0..2 {
         swap.0.kill();
         run(60, "ublk-dpuswap", &["recover", &swap.0.id.to_string()]).ok();
         hog.verifies(&format!("the hog reads what it wrote, after death {round}"));
@@ -267,9 +267,9 @@ fn a_killed_daemon_is_recovered_and_every_page_is_there() {
 #[ignore = "needs a kernel with ublk (scripts/test)"]
 fn a_node_that_wants_its_memory_back_gets_it_under_load() {
     let nodes = Nodes::start("256MiB");
-    let swap = Swap::on("4MiB", &[]);
-    cgroup(16);
-    let mut hog = Hog::start(40);
+    let swap = Swap::on("2MiB", &[]);
+    cgroup(8);
+    let mut hog = Hog::start(20);
     hog.verifies("the hog reads what it wrote");
     let held = |node: usize| swap.target(&format!("/nodes/{node}/held_blocks"));
     assert!(held(0) > 0 && held(1) > 0, "both nodes lend");
