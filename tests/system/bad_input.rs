@@ -40,7 +40,9 @@ fn wrong_zone_geometries_are_named_with_what_would_be_right() {
 #[test]
 #[ignore = "needs a kernel with ublk (scripts/test)"]
 fn a_node_that_is_not_there_or_is_something_else_is_named() {
-    let add = |node: &str| run(60, "ublk-dpuswap", &["add", "--size", "64MiB", "--node", node]);
+    let add = |node: &str| {
+        run(60, "ublk-dpuswap", &["add", "--size", "64MiB", "--insecure-plaintext", "--node", node])
+    };
     refused(&add("127.0.0.1:7999"), 1, &["127.0.0.1:7999"]);
     // Something that speaks, but not this.
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
