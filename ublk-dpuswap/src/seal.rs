@@ -2,7 +2,7 @@
 //!
 //! The nonce is the place of the record: the block's generation and the unit in it. A block is written once per
 //! generation and never in place, and generations are never used again, so no nonce is used twice with a key.
-//! Invariant: what [`PageKey::open`] accepts was sealed with this key for this very place, unaltered. So a node can
+//! Invariant: what is opened was sealed with this key for this very place, unaltered. So a node can
 //! neither read, forge, move nor replay a page. (NIST SP 800-38D, section 8.2.1: the deterministic construction.)
 
 use ring::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
