@@ -6,7 +6,7 @@
 
 use ublk_dpuswap::codec::Codec;
 use ublk_dpuswap::memory::Memory;
-use ublk_dpuswap::model::{Found, Item, Model, Next, Shape, Stream, walk};
+use ublk_dpuswap::model::{Found, Item, Model, Next, Shape, Stream, open_found, walk};
 use ublk_dpuswap::record;
 use ublk_dpuswap::seal::Place;
 use ublk_dpuswap::units::{
@@ -86,7 +86,9 @@ impl Pool {
         let generation = self.model.blocks.generation(victim);
         let mut bytes = self.blocks[victim.0 as usize][..used].to_vec();
         let mut found = std::mem::take(&mut self.found);
-        walk(victim, generation, &mut bytes, None, &mut found).unwrap();
+        walk(victim, &bytes, false, &mut found);
+        found.retain(|record| self.model.is_wanted(record));
+        open_found(generation, &mut bytes, None, &mut found).unwrap();
         self.model.blocks.pin(victim);
         let mut next = 0;
         while next < found.len() {

@@ -69,6 +69,9 @@ pub enum RecordError {
     /// A sealed record where there is no key.
     #[error("it is sealed, and this device has no page key")]
     Sealed,
+    /// No header where a page is said to lie, in a block that is otherwise readable.
+    #[error("a record that should be in it is not there")]
+    Missing,
     /// A whole record, but of another page.
     #[error("it is the record of page {0}")]
     Page(u32),

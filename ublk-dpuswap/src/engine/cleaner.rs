@@ -6,11 +6,11 @@
 
 use std::sync::atomic::Ordering;
 
+use super::Shared;
 use super::flusher::{Target, Targets, Writer};
-use super::{Shared, State};
 use crate::codec::{Codec, Decompressor, Recompressor};
-use crate::model::{Batch, CLEANING_RESERVE, Found, Item, Mapping, Next, Stream, walk};
-use crate::record::{self, RecordHeader};
+use crate::model::{Batch, CLEANING_RESERVE, Found, Item, Next, Stream, open_found, walk};
+use crate::record::{self, RecordError, RecordHeader};
 use crate::remote::Lane;
 use crate::seal::{PageKey, Place};
 use crate::units::{BLOCK_BYTES, BlockId, UNIT_BYTES, UNITS_PER_BLOCK};
@@ -140,16 +140,17 @@ impl Shared {
         let key = writer.key.as_ref();
         let CleanerBuffers { block, found, decompressor, recompressor, .. } = &mut writer.cleaner;
         let Some(bytes) = block.get_mut(..used) else { return };
-        let bad = walk(victim, generation, bytes, key, found).err();
-        {
-            let mut state = self.state();
-            found.retain(|record| state.is_live(record));
+        walk(victim, bytes, key.is_some(), found);
+        let missing = {
+            let state = self.state();
+            found.retain(|record| state.model.is_wanted(record));
             let found_units: u32 = found.iter().map(|record| record.at.units()).sum();
-            if let Some((offset, error)) = bad.filter(|_| found_units < state.model.blocks.live_units(victim))
-            {
-                self.counters.bad_records.fetch_add(1, Ordering::Relaxed);
-                state.bad_record.get_or_insert((victim, offset, error));
-            }
+            found_units < state.model.blocks.live_units(victim)
+        };
+        let bad = open_found(generation, bytes, key, found).err();
+        if let Some((offset, error)) = bad.or_else(|| missing.then_some((0, RecordError::Missing))) {
+            self.counters.bad_records.fetch_add(1, Ordering::Relaxed);
+            self.state().bad_record.get_or_insert((victim, offset, error));
         }
         let Some(recompressor) = recompressor else { return };
         for record in found.iter_mut() {
@@ -188,18 +189,6 @@ impl Shared {
             }
         }
         None
-    }
-}
-
-impl State {
-    fn is_live(&self, record: &Found) -> bool {
-        match self.model.mapping(record.page) {
-            Mapping::Remote(at) => at == record.at,
-            Mapping::Cached(id) => {
-                self.model.cache().entry(id).is_some_and(|entry| entry.remote == Some(record.at))
-            }
-            _ => false,
-        }
     }
 }
 

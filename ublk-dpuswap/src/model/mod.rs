@@ -20,7 +20,7 @@ mod table;
 pub use crate::memory::PersistError;
 pub use blocks::{BlockTotals, Blocks, CLEANING_RESERVE, Next, Stream};
 pub use copies::{CopyPlan, CopyStep};
-pub use moves::{Found, walk};
+pub use moves::{Found, open_found, walk};
 pub use nodes::NodeBlocks;
 pub use persist::{Identity, NODE_NAME_BYTES, NodeIdentity, Recovered, Shape};
 pub use table::Mapping;

@@ -18,46 +18,55 @@ pub struct Found {
     pub header: RecordHeader,
 }
 
-/// Opens the records of a block in place. Bytes that are no record of this generation are passed over, 64 at a time: a
-/// batch that failed leaves a hole in front of the next one. Gives the byte offset of the first bad place and what is
-/// wrong there; what a cleaner must know is whether a wanted record was among them ([`Blocks::victim`] would offer the
-/// block again for ever).
+/// Lists what may be records of a block, by the headers alone: nothing is verified and nothing in `bytes` changes. Two of
+/// them may overlap, as a batch that failed leaves older bytes in front of the next one, and those can be whole records of
+/// the block's earlier life. The caller keeps those that are wanted, which never overlap, and opens them
+/// ([`open_found`]); opening is in place, so opening one of the others could spoil a wanted one.
 ///
-/// `found` is emptied first and never grows past its capacity.
-///
-/// [`Blocks::victim`]: super::Blocks::victim
+/// `found` is emptied first and never grows past its capacity: one for each unit of `bytes` is enough.
+pub fn walk(block: BlockId, bytes: &[u8], sealed: bool, found: &mut Vec<Found>) {
+    found.clear();
+    let units = bytes.len().div_ceil(UNIT_BYTES).min(found.capacity()) as u32;
+    for offset_units in 0..units {
+        let offset = offset_units as usize * UNIT_BYTES;
+        let Some(Ok((header, as_sealed))) = bytes.get(offset..).map(record::peek) else { continue };
+        if as_sealed == sealed {
+            let len_bytes = record_bytes(header.payload_bytes, sealed) as u32;
+            let at = Location { block, offset_units, len_bytes };
+            found.push(Found {
+                page: header.page,
+                at,
+                scratch_offset: (offset + HEADER_BYTES) as u32,
+                header,
+            });
+        }
+    }
+}
+
+/// Opens records in place and drops those of `found` that are bad. Gives the byte offset of the first bad one and what is
+/// wrong with it.
 ///
 /// # Errors
 /// As above; the good records are in `found` all the same.
-pub fn walk(
-    block: BlockId,
+pub fn open_found(
     generation: u64,
     bytes: &mut [u8],
     key: Option<&PageKey>,
     found: &mut Vec<Found>,
 ) -> Result<(), (usize, RecordError)> {
-    found.clear();
     let mut bad = None;
-    let mut offset_units = 0;
-    while let Some(rest) = bytes.get_mut(offset_units as usize * UNIT_BYTES..).filter(|rest| !rest.is_empty())
-    {
-        let offset = offset_units as usize * UNIT_BYTES;
-        let place = Place { generation, offset_units };
-        let header = match record::open(rest, key, place) {
-            Ok((header, _)) if found.len() < found.capacity() => header,
-            Ok(_) => return Err((offset, RecordError::Field)),
+    found.retain(|record| {
+        let offset = record.at.offset_bytes();
+        let place = Place { generation, offset_units: record.at.offset_units };
+        let bytes = bytes.get_mut(offset..).unwrap_or_default();
+        match record::open(bytes, key, place) {
+            Ok(_) => true,
             Err(error) => {
                 bad.get_or_insert((offset, error));
-                offset_units += 1;
-                continue;
+                false
             }
-        };
-        let len_bytes = record_bytes(header.payload_bytes, key.is_some()) as u32;
-        let at = Location { block, offset_units, len_bytes };
-        let scratch_offset = (offset + HEADER_BYTES) as u32;
-        found.push(Found { page: header.page, at, scratch_offset, header });
-        offset_units += at.units();
-    }
+        }
+    });
     bad.map_or(Ok(()), Err)
 }
 
@@ -138,5 +147,34 @@ impl Model {
             self.blocks.seal_block(batch.block);
         }
         self.blocks.written(batch.block);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::codec::Codec;
+
+    fn put(bytes: &mut [u8], key: &PageKey, place: Place, page: u32, payload_bytes: usize) {
+        let header = RecordHeader { codec: Codec::Lz4, payload_bytes, page: PageNo(page), seq: 1 };
+        let from = place.offset_units as usize * UNIT_BYTES;
+        let record = &mut bytes[from..from + record_bytes(payload_bytes, true)];
+        record::begin(&header, record);
+        record::seal(record, Some(key), place);
+    }
+
+    #[test]
+    fn a_record_of_an_earlier_life_that_reaches_into_a_wanted_one_does_not_spoil_it() {
+        let key = PageKey::new(&[5; 32]);
+        let mut bytes = vec![0; 16 * UNIT_BYTES];
+        // Three units at 2 in an earlier life; now two units at 3, in front of which a batch failed.
+        put(&mut bytes, &key, Place { generation: 1, offset_units: 2 }, 8, 89);
+        put(&mut bytes, &key, Place { generation: 2, offset_units: 3 }, 9, 25);
+        let mut found = Vec::with_capacity(16);
+        walk(BlockId(0), &bytes, true, &mut found);
+        assert_eq!(found.iter().map(|record| record.page.0).collect::<Vec<_>>(), [8, 9]);
+        found.retain(|record| record.page == PageNo(9));
+        assert_eq!(open_found(2, &mut bytes, Some(&key), &mut found), Ok(()));
+        assert_eq!(found.len(), 1);
     }
 }
