@@ -6,7 +6,7 @@
 
 use libfuzzer_sys::fuzz_target;
 use ublk_dpuswap::codec::Decompressor;
-use ublk_dpuswap::model::walk;
+use ublk_dpuswap::model::{open_found, walk};
 use ublk_dpuswap::record::{HEADER_BYTES, begin, open, peek, record_bytes, seal};
 use ublk_dpuswap::seal::{PageKey, Place};
 use ublk_dpuswap::units::{BlockId, PAGE_BYTES, UNIT_BYTES, units_of};
@@ -27,7 +27,7 @@ fuzz_target!(|input: &[u8]| {
     let _ = peek(&bytes);
     let mut opened = bytes.clone();
     let Ok((header, payload)) = open(&mut opened, key.as_ref(), place) else {
-        let _ = walk(BlockId(0), generation, &mut bytes, key.as_ref(), &mut Vec::with_capacity(4));
+        walk(BlockId(0), &bytes, key.is_some(), &mut Vec::with_capacity(4));
         return;
     };
     assert_eq!(header.payload_bytes, payload.len());
@@ -53,10 +53,16 @@ fuzz_target!(|input: &[u8]| {
     block.resize(whole.next_multiple_of(UNIT_BYTES), 0);
     block.extend_from_slice(&make(next));
     block.resize(block.len().next_multiple_of(UNIT_BYTES), 0);
-    let mut found = Vec::with_capacity(8);
-    assert!(walk(BlockId(0), generation, &mut block.clone(), key.as_ref(), &mut found).is_ok());
+    let mut found = Vec::with_capacity(4096);
+    let sealed = key.is_some();
+    walk(BlockId(0), &block, sealed, &mut found);
+    // The payload may look like records too; the two are among them, and opening those alone works.
+    found.retain(|f| [0, next.offset_units].contains(&f.at.offset_units));
+    assert!(open_found(generation, &mut block, key.as_ref(), &mut found).is_ok());
     assert_eq!(found.len(), 2);
     assert!(found.iter().all(|f| f.page == header.page && f.at.len_bytes as usize == whole));
     block.extend_from_slice(input);
-    let _ = walk(BlockId(0), generation, &mut block, key.as_ref(), &mut found);
+    walk(BlockId(0), &block, sealed, &mut found);
+    assert!(found.len() <= block.len().div_ceil(UNIT_BYTES));
+    let _ = open_found(generation, &mut block, key.as_ref(), &mut found);
 });

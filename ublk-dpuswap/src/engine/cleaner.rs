@@ -58,12 +58,20 @@ enum Outcome {
 }
 
 impl Shared {
-    /// Whether blocks are running low, so that the flusher should clean before a queue has to wait for it.
+    /// Cleans a block when blocks are running low, before a queue has to wait for it, or when a node waits for memory that
+    /// it wants back. Gives whether it did.
     pub(super) fn clean_early(&self, writer: &mut Writer) -> bool {
-        let low = {
-            let state = self.state();
-            state.model.blocks.total_spare() < 2 * CLEANING_RESERVE + self.config.max_blocks() / 32
+        let (low, wanted) = {
+            let mut state = self.state();
+            let spare = state.model.blocks.total_spare();
+            let wanted = std::mem::take(&mut state.clean_wanted);
+            (spare < 2 * CLEANING_RESERVE + self.config.max_blocks() / 32, wanted)
         };
+        if wanted {
+            let cleaned = self.clean_one(writer, CLEAN_AT_MOST_UNITS);
+            self.copy.notify_one();
+            return cleaned;
+        }
         low && self.clean_one(writer, CLEAN_EARLY_UNITS)
     }
 

@@ -79,11 +79,22 @@ impl Shared {
         let step = {
             let mut guard = self.state();
             let state = &mut *guard;
-            let giver = (0u16..).map(NodeId).zip(&state.nodes).find(|(_, node)| node.gives_back());
-            let giver = giver.map(|(id, _)| id);
-            let from_giver = giver.and_then(|node| Some((state.model.blocks.next_on(node)?, Some(node))));
-            let job = from_giver.or_else(|| Some((state.model.blocks.next_thin()?, None)));
-            let Some((block, away_from)) = job else { return Copied::Nothing };
+            let blocks = &mut state.model.blocks;
+            let givers = || {
+                (0u16..).map(NodeId).zip(&state.nodes).filter(|(_, node)| node.gives_back()).map(|(id, _)| id)
+            };
+            let from_giver = givers().find_map(|node| Some((blocks.next_on(node)?, Some(node))));
+            let job = from_giver.or_else(|| Some((blocks.next_thin()?, None)));
+            let Some((block, away_from)) = job else {
+                if !givers().any(|node| blocks.waits_for_room(node)) {
+                    return Copied::Nothing;
+                }
+                // Cleaning empties blocks of all nodes, and so of those that want them back.
+                state.clean_wanted = true;
+                state.flush_wanted = true;
+                self.flush.notify_one();
+                return Copied::NoPlace;
+            };
             state.model.blocks.begin_copy(block, away_from, &mut state.choices)
         };
         match step {

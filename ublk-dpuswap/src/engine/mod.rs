@@ -51,6 +51,8 @@ struct State {
     nodes: Vec<NodeState>,
     flush_wanted: bool,
     copy_wanted: bool,
+    /// A node wants memory back for which there is no room elsewhere.
+    clean_wanted: bool,
     /// A queue waits for room in the cache.
     room_wanted: bool,
     /// Why write-back finds no place, and since when; `None` since it did.
@@ -175,6 +177,7 @@ impl Engine {
             nodes: Vec::with_capacity(MAX_NODES),
             flush_wanted: false,
             copy_wanted: false,
+            clean_wanted: false,
             room_wanted: false,
             no_room: None,
             bad_record: None,

@@ -136,7 +136,7 @@ pub struct Blocks {
     pub(super) nodes: Nodes,
     pub(super) replicas: usize,
     unused: Vec<BlockId>,
-    open: [Option<BlockId>; 2],
+    pub(super) open: [Option<BlockId>; 2],
     chosen: [Chosen; 2],
     pub(super) thin_from: u32,
     pub(super) thin_quiet: bool,
@@ -497,6 +497,7 @@ impl Blocks {
         self.raw[id.0 as usize].state = OPEN;
         barrier();
         self.derived[id.0 as usize] = Derived::default();
+        self.thin_quiet &= chosen.count >= self.replicas;
         self.chosen[stream as usize] = Chosen::default();
         self.open[stream as usize] = Some(id);
     }

@@ -93,9 +93,24 @@ impl Blocks {
         self.get(id).is_some_and(|block| block.state == SEALED) && idle(id.0 as usize) && self.readable(id)
     }
 
-    fn is_thin(&self, id: BlockId) -> bool {
+    /// Whether some node that has no copy of the block could take one.
+    fn has_place(&self, id: BlockId) -> bool {
         let able = |(node, known)| self.nodes.spare(known) > 0 && !self.has_copy(id, node);
-        self.copyable(id) && self.living(id) < self.replicas && self.nodes.iter().any(able)
+        self.nodes.iter().any(able)
+    }
+
+    fn is_thin(&self, id: BlockId) -> bool {
+        self.copyable(id) && self.living(id) < self.replicas && self.has_place(id)
+    }
+
+    /// A stream's block that was opened when fewer nodes had room is sealed as soon as another has: only sealed blocks
+    /// are copied, and a stream that nobody writes to would keep its block open, and thin, for ever.
+    fn seal_thin_ones(&mut self) {
+        for id in self.open.into_iter().flatten() {
+            if self.living(id) < self.replicas && self.readable(id) && self.has_place(id) {
+                self.seal_block(id);
+            }
+        }
     }
 
     /// A sealed block with fewer copies on nodes that answer than wanted, of which some node could take one. Goes
@@ -104,6 +119,7 @@ impl Blocks {
         if self.thin_quiet {
             return None;
         }
+        self.seal_thin_ones();
         let count = self.raw.len() as u32;
         let from = if self.thin_from < count { self.thin_from } else { 0 };
         let found = (from..count).chain(0..from).map(BlockId).find(|id| self.is_thin(*id));
@@ -114,12 +130,21 @@ impl Blocks {
         found
     }
 
-    /// A block with a copy on the node, one with little alive first, for a node that wants its memory back. The open
-    /// blocks that are on it are sealed.
+    /// A block with a copy on the node that another node could take, one with little alive first, for a node that wants
+    /// its memory back. The open blocks that are on it are sealed.
     pub fn next_on(&mut self, node: NodeId) -> Option<BlockId> {
         self.leave(node);
-        let on_node = |id: BlockId| self.copies(id).any(|(of, ..)| of == node);
-        self.buckets.all().map(BlockId).find(|id| on_node(*id) && self.copyable(*id))
+        self.buckets.all().map(BlockId).find(|id| {
+            self.copies(*id).any(|(of, ..)| of == node) && self.copyable(*id) && self.has_place(*id)
+        })
+    }
+
+    /// Whether the node has a copy of a block that could be copied if another node had room.
+    pub fn waits_for_room(&self, node: NodeId) -> bool {
+        self.buckets
+            .all()
+            .map(BlockId)
+            .any(|id| self.copies(id).any(|(of, ..)| of == node) && self.copyable(id) && !self.has_place(id))
     }
 
     /// Plans one more copy of a block, or, with `away_from`, one in place of that node's.

@@ -668,3 +668,50 @@ fn pages_brought_ahead_are_counted_as_used_or_wasted() {
     bench.model.discard(PageNo(2));
     assert_eq!((bench.model.cache().ahead_used, bench.model.cache().ahead_wasted), (1, 1));
 }
+
+#[test]
+fn a_block_that_was_opened_thin_gets_its_second_copy_though_nobody_writes_any_more() {
+    let mut bench = Bench::new(2, false);
+    (1..NODES).for_each(|node| bench.run(&Op::Down { node }));
+    bench.run(&Op::Put { page: 3, len: 100, seed: 1 });
+    bench.begin();
+    bench.finish(true);
+    bench.run(&Op::Copy);
+    let Mapping::Cached(id) = bench.model.mapping(PageNo(3)) else { panic!("it is in the cache") };
+    let block = bench.model.cache().entry(id).unwrap().remote.unwrap().block;
+    assert_eq!(bench.model.blocks.copies(block).count(), 1);
+    (1..NODES).for_each(|node| bench.run(&Op::Up { node }));
+    (0..2).for_each(|_| bench.run(&Op::Copy));
+    assert_eq!(bench.model.blocks.copies(block).filter(|(.., up)| *up).count(), 2);
+}
+
+#[test]
+fn a_block_without_a_place_elsewhere_does_not_keep_others_from_leaving_a_node() {
+    let mut bench = Bench::new(2, false);
+    // One block on nodes 0 and 1, one on 0 and 2; then only node 1 takes more.
+    let mut blocks = Vec::new();
+    for other in [1, 2] {
+        (1..NODES).filter(|node| *node != other).for_each(|node| bench.run(&Op::Down { node }));
+        bench.run(&Op::Put { page: other.into(), len: 100, seed: 1 });
+        bench.begin();
+        bench.finish(true);
+        blocks.extend(bench.model.blocks.open_block(Stream::New).map(|(id, ..)| id));
+        bench.model.blocks.seal(Stream::New);
+        (1..NODES).for_each(|node| bench.run(&Op::Up { node }));
+    }
+    let on = |bench: &Bench, block| {
+        let mut nodes: Vec<u16> = bench.model.blocks.copies(block).map(|(node, ..)| node.0).collect();
+        nodes.sort_unstable();
+        nodes
+    };
+    assert_eq!((on(&bench, blocks[0]), on(&bench, blocks[1])), (vec![0, 1], vec![0, 2]));
+    for node in [0, 2, 3] {
+        bench.run(&Op::Accept { node, accepting: false });
+    }
+    assert_eq!(bench.model.blocks.next_on(NodeId(0)), Some(blocks[1]));
+    assert!(bench.model.blocks.waits_for_room(NodeId(0)), "the other one has no place but node 1");
+    bench.copy(Some(blocks[1]), Some(NodeId(0)));
+    bench.copy(None, None);
+    assert_eq!(on(&bench, blocks[1]), [1, 2]);
+    assert_eq!(bench.model.blocks.next_on(NodeId(0)), None);
+}
