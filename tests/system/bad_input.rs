@@ -44,6 +44,9 @@ fn a_node_that_is_not_there_or_is_something_else_is_named() {
         run(60, "ublk-dpuswap", &["add", "--size", "64MiB", "--insecure-plaintext", "--node", node])
     };
     refused(&add("127.0.0.1:7999"), 1, &["127.0.0.1:7999"]);
+    // Longer than a part of a name can be: nothing on the network is asked.
+    let nowhere = format!("{}.invalid:7999", "x".repeat(64));
+    refused(&add(&nowhere), 1, &[&nowhere, "its name cannot be resolved"]);
     // Something that speaks, but not this.
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap().to_string();

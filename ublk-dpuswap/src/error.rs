@@ -8,12 +8,12 @@ use crate::units::NodeId;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// A node's name is not `HOST:PORT` or cannot be resolved.
+    /// A node's name is not `HOST:PORT`.
     #[error("node {node}: {source}")]
     NodeName {
         /// As given.
         node: String,
-        /// What the resolver says.
+        /// What is wrong with it.
         source: std::io::Error,
     },
     /// A node cannot be used.

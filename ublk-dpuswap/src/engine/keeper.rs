@@ -160,11 +160,15 @@ impl Shared {
                 log::debug!("node {name}: still down: {error}");
                 if matches!(&error, RemoteError::Connect(error) if error.kind() == ErrorKind::ConnectionRefused)
                 {
-                    if let Some(known) = self.state().nodes.get_mut(usize::from(node.0)) {
-                        known.refused = true;
+                    let known_before = {
+                        let mut state = self.state();
+                        let known = state.nodes.get_mut(usize::from(node.0));
+                        known.is_none_or(|known| std::mem::replace(&mut known.refused, true))
+                    };
+                    if !known_before {
+                        // They wait less long now.
+                        self.tell_nodes_changed();
                     }
-                    // They wait less long now.
-                    self.wake_queues();
                 }
                 Err(error)
             }

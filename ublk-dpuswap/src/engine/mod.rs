@@ -326,14 +326,15 @@ impl Shared {
         link.due_ns(node.0, now_ns, bytes_out as u64, bytes_in as u64)
     }
 
-    /// Makes every queue look around: there may be room, a node may have come or gone.
+    /// Tells the queues that there may be room in the cache, or none for so long that waiting for it is over.
     fn wake_queues(&self) {
-        self.wakers.iter().for_each(Waker::wake);
+        self.wakers.iter().for_each(Waker::wake_for_room);
     }
 
+    /// Tells the queues that a node has come or gone.
     fn tell_nodes_changed(&self) {
         self.changes.fetch_add(1, Ordering::Release);
-        self.wake_queues();
+        self.wakers.iter().for_each(Waker::wake);
     }
 }
 

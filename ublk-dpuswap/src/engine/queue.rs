@@ -4,10 +4,12 @@
 //! asks nodes for the rest and completes when every page is there; what fails is planned again, since the page may be
 //! somewhere else by then.
 //!
-//! Invariant: a request that waits is in `waiting` with a deadline, or has operations under way that end.
+//! Invariant: a request that waits is in `waiting` with a deadline, or has operations under way that end. It is planned again
+//! when what it waits for has happened ([`Causes`]), so that a thousand of them cost nothing; the clock is only for deadlines,
+//! and for causes that nobody tells.
 
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -36,16 +38,18 @@ const DISCARD_PAGES: u32 = 1024;
 /// The token of the eventfd's reads; those of the links come after it.
 const EVENT_TOKEN: u64 = 1;
 const FIRST_LINK_TOKEN: u64 = 2;
-/// A request that waits is looked at again after this long at the latest.
+/// While requests wait, their deadlines are looked at this often.
 const LOOK_AGAIN_NS: u64 = 100_000_000;
-/// One that waits for a free operation, after this long.
-const LOOK_SOON_NS: u64 = 1_000_000;
+/// One that waits for a node is planned again after this long, whatever has not been said.
+const PLAN_AGAIN_NS: u64 = 1_000_000_000;
 /// How often one request may be planned again.
 const ATTEMPTS: u32 = 4096;
 
 /// How other threads reach a queue: a mailbox of new connections, and an eventfd that its ring reads.
 pub(super) struct Waker {
     event: OwnedFd,
+    /// It is woken because there may be room in the cache.
+    room: AtomicBool,
     mail: Mutex<Vec<(NodeId, u32, LinkStart)>>,
 }
 
@@ -59,13 +63,18 @@ impl Waker {
         }
         // SAFETY: a fresh descriptor that nobody else owns.
         let event = unsafe { OwnedFd::from_raw_fd(fd) };
-        Ok(Self { event, mail: Mutex::new(Vec::with_capacity(MAX_NODES)) })
+        Ok(Self { event, room: AtomicBool::new(false), mail: Mutex::new(Vec::with_capacity(MAX_NODES)) })
     }
 
     pub(super) fn wake(&self) {
         let one = 1u64.to_ne_bytes();
         // SAFETY: eight bytes of a live array. A full counter has woken the queue already.
         unsafe { libc::write(self.event.as_raw_fd(), one.as_ptr().cast(), one.len()) };
+    }
+
+    pub(super) fn wake_for_room(&self) {
+        self.room.store(true, Ordering::Release);
+        self.wake();
     }
 
     /// Leaves a new connection for the queue.
@@ -97,6 +106,8 @@ enum Waiting {
     Room,
     /// For an operation to be free.
     Op,
+    /// For an operation on this node's link to end: it takes no more.
+    Link(NodeId),
     /// For a node.
     Node(NodeId),
 }
@@ -115,6 +126,8 @@ struct Pending {
     waiting: Waiting,
     /// When waiting has lasted too long; 0 while it has not begun.
     deadline_ns: u64,
+    /// When one that waits for a node is planned again without a cause.
+    plan_by_ns: u64,
     attempts: u32,
     /// It completes no earlier than this.
     due_ns: u64,
@@ -132,6 +145,7 @@ const NOTHING: Pending = Pending {
     left: 0,
     waiting: Waiting::No,
     deadline_ns: 0,
+    plan_by_ns: 0,
     attempts: 0,
     due_ns: 0,
     damaged: 0,
@@ -210,10 +224,10 @@ impl Requests {
         pending.damaged
     }
 
-    /// The request waits until operations are free.
-    pub(super) fn wait_for_op(&mut self, tag: u16) {
+    /// The request waits until operations on a node's link have ended.
+    pub(super) fn wait_for_link(&mut self, tag: u16, node: NodeId) {
         if let Some(pending) = self.get(tag) {
-            pending.waiting = Waiting::Op;
+            pending.waiting = Waiting::Link(node);
         }
     }
 
@@ -240,6 +254,19 @@ enum Step {
     Wait,
 }
 
+/// What may let requests that wait go on.
+#[derive(Debug, Clone, Copy)]
+struct Causes {
+    /// There may be room in the cache.
+    room: bool,
+    /// A node has come or gone.
+    node: bool,
+    /// Operations have ended: by node, a bit each.
+    ended: u64,
+    /// Deadlines are to be looked at.
+    time: bool,
+}
+
 /// The handler of one queue.
 pub struct QueueWorker {
     shared: Arc<Shared>,
@@ -260,10 +287,20 @@ pub struct QueueWorker {
     deaf: bool,
     /// A connection may have ended, with nothing under way on it that would say so.
     link_ended: bool,
+    /// When reads under way, or touched requests, are to be looked at.
     look_at_ns: u64,
+    /// When requests that wait are.
+    wait_look_ns: u64,
+    /// Where to begin among those that wait for room, and for an operation: the first of them goes first the next time too.
+    first_for_room: u16,
+    first_for_op: u16,
     now_ns: u64,
     #[cfg(test)]
     last_error: Option<IoError>,
+    #[cfg(test)]
+    planned_again: u64,
+    #[cfg(test)]
+    panic_before_send: bool,
 }
 
 impl QueueWorker {
@@ -286,9 +323,16 @@ impl QueueWorker {
             link_ended: false,
             deaf: false,
             look_at_ns: u64::MAX,
+            wait_look_ns: u64::MAX,
+            first_for_room: 0,
+            first_for_op: 0,
             now_ns: 0,
             #[cfg(test)]
             last_error: None,
+            #[cfg(test)]
+            planned_again: 0,
+            #[cfg(test)]
+            panic_before_send: false,
         }
     }
 
@@ -302,15 +346,15 @@ impl QueueWorker {
         }
     }
 
-    /// Takes up new connections and drops those whose node is down.
-    fn follow_nodes(&mut self, io: &mut dyn QueueIo) {
+    /// Takes up new connections and drops those whose node is down. Gives whether a node has changed.
+    fn follow_nodes(&mut self, io: &mut dyn QueueIo) -> bool {
         let changes = self.shared.changes.load(Ordering::Acquire);
         if changes == self.changes_seen {
-            return;
+            return false;
         }
         self.changes_seen = changes;
         let shared = Arc::clone(&self.shared);
-        let Some(waker) = shared.wakers.get(usize::from(self.queue)) else { return };
+        let Some(waker) = shared.wakers.get(usize::from(self.queue)) else { return true };
         {
             let state = shared.state();
             for (slot, generation) in (0u16..).map(NodeId).zip(self.reads.link_generation) {
@@ -337,6 +381,7 @@ impl QueueWorker {
                 }
             }
         }
+        true
     }
 
     /// A connection that ended while nothing was under way on it says so to nobody: its node is down, and its keeper connects
@@ -392,9 +437,8 @@ impl QueueWorker {
         if matches!(step, Step::Done(_)) {
             *pending = NOTHING;
         } else if pending.waiting != Waiting::No {
-            let soon = pending.waiting == Waiting::Op;
-            let after_ns = if soon { LOOK_SOON_NS } else { LOOK_AGAIN_NS };
-            self.look_at_ns = self.look_at_ns.min(self.now_ns + after_ns);
+            pending.plan_by_ns = self.now_ns + PLAN_AGAIN_NS;
+            self.wait_look_ns = self.wait_look_ns.min(self.now_ns + LOOK_AGAIN_NS);
         }
         step
     }
@@ -406,6 +450,11 @@ impl QueueWorker {
             let stop = end.min(next.saturating_add(DISCARD_PAGES));
             let mut state = self.shared.state();
             (next..stop).for_each(|page| state.model.discard(PageNo(page)));
+            let wanted = std::mem::take(&mut state.room_wanted);
+            drop(state);
+            if wanted {
+                self.shared.wake_queues();
+            }
             next = stop;
         }
         self.shared.counters.pages_discarded.fetch_add(u64::from(count), Ordering::Relaxed);
@@ -499,6 +548,8 @@ impl QueueWorker {
         for _ in &self.begun {
             self.requests.started(tag);
         }
+        #[cfg(test)]
+        assert!(!std::mem::take(&mut self.panic_before_send), "on purpose, before a read is sent");
         for at in 0..self.begun.len() {
             self.reads.send(&shared, &mut self.requests, self.begun[at]);
         }
@@ -617,6 +668,23 @@ impl QueueWorker {
         self.last_error.take()
     }
 
+    /// How often a waiting request was planned again.
+    #[cfg(test)]
+    pub(super) fn planned_again(&self) -> u64 {
+        self.planned_again
+    }
+
+    /// The next plan panics between the beginning of its reads and their sending.
+    #[cfg(test)]
+    pub(super) fn panic_before_send(&mut self) {
+        self.panic_before_send = true;
+    }
+
+    #[cfg(test)]
+    pub(super) fn under_way(&self) -> usize {
+        self.reads.under_way()
+    }
+
     fn count_end(&mut self, pending: &Pending, result: &Result<(), IoError>) {
         #[cfg(test)]
         {
@@ -640,27 +708,88 @@ impl QueueWorker {
         }
     }
 
-    /// Goes on with the requests that something has happened to, or, when it is `time`, with all that wait.
-    fn attend(&mut self, io: &mut dyn QueueIo, time: bool) {
-        if time || self.woken {
-            for tag in 0..self.requests.pending.len() as u16 {
-                let waits = self.requests.get(tag).is_some_and(|pending| pending.waiting != Waiting::No);
-                if waits {
-                    self.attend_one(tag, io);
-                }
+    /// Goes on with the requests that something has happened to, and with those whose waiting may be over.
+    fn attend(&mut self, io: &mut dyn QueueIo, causes: Causes) {
+        while let Some(tag) = self.requests.take_touched() {
+            let waits_for_op = self.requests.get(tag).is_some_and(|pending| {
+                let waits = matches!(pending.waiting, Waiting::Op | Waiting::Link(_));
+                waits && pending.left == 0 && pending.todo != 0 && pending.error.is_none()
+            });
+            // Planned again when operations have ended: now nothing is free.
+            if !waits_for_op {
+                self.attend_one(tag, io);
             }
         }
-        while let Some(tag) = self.requests.take_touched() {
-            let waits_for_op = self
-                .requests
-                .get(tag)
-                .is_some_and(|pending| pending.waiting == Waiting::Op && pending.left == 0);
-            if waits_for_op {
-                // Planned again in a moment: now nothing is free.
-                self.look_at_ns = self.look_at_ns.min(self.now_ns + LOOK_SOON_NS);
+        if causes.node || causes.time {
+            self.attend_late(io, causes);
+        }
+        let ended = if causes.time { u64::MAX } else { causes.ended };
+        if ended != 0 {
+            self.attend_links(io, ended);
+            self.first_for_op = self.attend_in_turn(io, self.first_for_op, Waiting::Op);
+        }
+        if causes.room || causes.time {
+            self.first_for_room = self.attend_in_turn(io, self.first_for_room, Waiting::Room);
+        }
+        if causes.time && self.requests.pending.iter().any(|pending| pending.waiting != Waiting::No) {
+            self.wait_look_ns = self.wait_look_ns.min(self.now_ns + LOOK_AGAIN_NS);
+        }
+    }
+
+    /// Those that wait for what is shared out, one after the other, until one finds nothing left. Gives that one.
+    fn attend_in_turn(&mut self, io: &mut dyn QueueIo, first: u16, what: Waiting) -> u16 {
+        let count = self.requests.pending.len() as u16;
+        for tag in (first..count).chain(0..first) {
+            let waits = |pending: &mut Pending| pending.waiting == what && pending.left == 0;
+            if !self.requests.get(tag).is_some_and(waits) {
                 continue;
             }
             self.attend_one(tag, io);
+            if self.requests.get(tag).is_some_and(waits) {
+                return tag;
+            }
+        }
+        first
+    }
+
+    /// Those that wait for links on which operations have ended, or nothing is under way; of each until it takes no more.
+    fn attend_links(&mut self, io: &mut dyn QueueIo, ended: u64) {
+        let (count, first) = (self.requests.pending.len() as u16, self.first_for_op);
+        let mut open = ended;
+        for tag in (first..count).chain(0..first) {
+            let Some(pending) = self.requests.get(tag).copied() else { return };
+            let Waiting::Link(node) = pending.waiting else { continue };
+            let bit = 1u64.checked_shl(node.0.into()).unwrap_or(0);
+            if pending.left > 0 || open & bit == 0 && !self.reads.is_quiet(node) {
+                continue;
+            }
+            self.attend_one(tag, io);
+            if self.requests.get(tag).is_some_and(|pending| pending.waiting == Waiting::Link(node)) {
+                open &= !bit;
+            }
+        }
+    }
+
+    /// Those that wait for a node, when one has changed; and all that have waited too long.
+    fn attend_late(&mut self, io: &mut dyn QueueIo, causes: Causes) {
+        let no_room = self.shared.state().no_room;
+        let patience = self.shared.config.no_room_patience;
+        let no_room = no_room.is_some_and(|(_, since)| super::over(since, patience));
+        for tag in 0..self.requests.pending.len() as u16 {
+            let Some(pending) = self.requests.get(tag).copied() else { return };
+            let over = causes.time && pending.deadline_ns != 0 && self.now_ns >= pending.deadline_ns;
+            let ready = match pending.waiting {
+                Waiting::No | Waiting::Op | Waiting::Link(_) => false,
+                Waiting::Plan => true,
+                Waiting::Room => over || causes.time && no_room,
+                Waiting::Node(node) => {
+                    let late = self.now_ns >= pending.plan_by_ns;
+                    causes.node || over || late || self.shared.given_up(node, false)
+                }
+            };
+            if ready {
+                self.attend_one(tag, io);
+            }
         }
     }
 
@@ -676,7 +805,13 @@ impl QueueWorker {
             }
             let mut payload = io.payload(tag);
             match payload.buffer_mut() {
-                Some(data) => self.go_on(tag, data, false),
+                Some(data) => {
+                    #[cfg(test)]
+                    {
+                        self.planned_again += 1;
+                    }
+                    self.go_on(tag, data, false)
+                }
                 None => Step::Done(Err(IoError::Retries)),
             }
         } else {
@@ -716,7 +851,9 @@ impl QueueHandler for QueueWorker {
     fn committing(&mut self, tag: u16) {
         if let Some(pending) = self.requests.get(tag).filter(|pending| pending.kind != Kind::Idle) {
             *pending = NOTHING;
-            self.reads.forget(tag);
+            self.reads.forget(&self.shared, tag);
+            // Answers to others may lie there, and nobody else says so.
+            self.look_at_ns = self.now_ns;
         }
     }
 
@@ -743,20 +880,21 @@ impl QueueHandler for QueueWorker {
     }
 
     fn turn(&mut self, io: &mut dyn QueueIo) {
-        if self.woken {
-            self.follow_nodes(io);
-        }
+        let node = self.woken && self.follow_nodes(io);
         let busy = self.reads.under_way() > 0;
         let idle = !busy && !self.woken && !self.link_ended && !self.deaf;
-        if idle && !self.requests.any_touched() && self.look_at_ns == u64::MAX {
+        if idle && !self.requests.any_touched() && self.timer_ns() == u64::MAX {
             return;
         }
         self.now_ns = io.now_ns();
         let shared = Arc::clone(&self.shared);
         self.reads.take_arrivals(&shared, &mut self.requests, io);
-        let time = self.now_ns >= self.look_at_ns;
-        if time {
+        if self.now_ns >= self.look_at_ns {
             self.look_at_ns = u64::MAX;
+        }
+        let time = self.now_ns >= self.wait_look_ns;
+        if time {
+            self.wait_look_ns = u64::MAX;
         }
         if std::mem::take(&mut self.link_ended) {
             self.tell_broken_links();
@@ -766,23 +904,26 @@ impl QueueHandler for QueueWorker {
                 self.deaf = false;
                 self.listen(io);
             } else {
-                self.look_at_ns = self.look_at_ns.min(self.now_ns + LOOK_AGAIN_NS);
+                self.wait_look_ns = self.wait_look_ns.min(self.now_ns + LOOK_AGAIN_NS);
             }
         }
-        self.attend(io, time);
+        let waker = self.shared.wakers.get(usize::from(self.queue));
+        let room = self.woken && waker.is_some_and(|waker| waker.room.swap(false, Ordering::Acquire));
+        let ended = self.reads.take_ended();
         self.woken = false;
+        self.attend(io, Causes { room, node, ended, time });
         if self.reads.under_way() > 0 {
             let next_ns = self.reads.look_at_time(&shared, &mut self.requests, self.now_ns);
             self.look_at_ns = self.look_at_ns.min(next_ns);
         }
         self.reads.links.submit(io);
-        if self.requests.any_touched() {
+        if self.requests.any_touched() || self.reads.has_ended() {
             self.look_at_ns = self.now_ns;
         }
     }
 
     fn timer_ns(&self) -> u64 {
-        self.look_at_ns
+        self.look_at_ns.min(self.wait_look_ns)
     }
 
     fn spin_ns(&self) -> u64 {

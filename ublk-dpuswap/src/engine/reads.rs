@@ -123,6 +123,8 @@ pub(super) struct Reads {
     key: Option<PageKey>,
     /// Moving average of what a read takes.
     usual_ns: u64,
+    /// Nodes on which operations have ended, so that others may begin, by bit.
+    ended: u64,
     pub(super) links: Links,
     pub(super) link_generation: [u32; MAX_NODES],
 }
@@ -138,6 +140,7 @@ impl Reads {
             decompressor: Decompressor::new(),
             key: shared.page_key.as_ref().map(PageKey::new),
             usual_ns: 50_000,
+            ended: 0,
             links,
             link_generation: [0; MAX_NODES],
         }
@@ -255,8 +258,14 @@ impl Reads {
             Ok(()) => {}
             // As many are under way there as fit: no fault of the node's.
             Err(RemoteError::Refused(_, Status::Busy)) => {
-                requests.wait_for_op(op.tag);
+                // A second try is not needed.
+                if !op.second {
+                    requests.wait_for_link(op.tag, op.node);
+                }
+                let ended = self.ended;
                 self.give_up(shared, requests, number, &op);
+                // What was never under way makes no room for others.
+                self.ended = ended;
             }
             Err(error) => self.failed(shared, requests, number, error),
         }
@@ -362,15 +371,42 @@ impl Reads {
             *load = load.saturating_sub(1);
         }
         shared.state().model.blocks.unpin(op.block);
+        self.ended |= 1u64.checked_shl(op.node.0.into()).unwrap_or(0);
         *op = IDLE;
         self.free.push(number);
     }
 
-    /// The request of a tag has ended without its operations.
-    pub(super) fn forget(&mut self, tag: u16) {
+    /// The nodes on which operations have ended since this was asked last, a bit each.
+    pub(super) fn take_ended(&mut self) -> u64 {
+        std::mem::take(&mut self.ended)
+    }
+
+    pub(super) fn has_ended(&self) -> bool {
+        self.ended != 0
+    }
+
+    /// Whether nothing is under way on a node's link.
+    pub(super) fn is_quiet(&self, node: NodeId) -> bool {
+        self.load.get(usize::from(node.0)).is_none_or(|load| *load == 0)
+    }
+
+    /// The request of a tag has ended without its operations, because this thread panicked. Those that no link knows (not
+    /// sent yet, or the answer was just being taken) will never arrive: they end now, whoever's they are.
+    pub(super) fn forget(&mut self, shared: &Shared, tag: u16) {
         for op in self.ops.iter_mut().filter(|op| op.active && op.tag == tag) {
             (op.abandoned, op.twin) = (true, ALONE);
         }
+        for number in 0..self.ops.len() as u32 {
+            if self.is_stray(number) {
+                self.end(shared, number);
+            }
+        }
+    }
+
+    /// Whether an operation was begun, and nothing of it is under way.
+    fn is_stray(&self, number: u32) -> bool {
+        let active = self.ops.get(number as usize).is_some_and(|op| op.active);
+        active && !self.links.is_under_way(number)
     }
 
     fn hedge_ns(&self, shared: &Shared) -> u64 {
@@ -385,6 +421,11 @@ impl Reads {
         let mut next_ns = u64::MAX;
         for number in 0..self.ops.len() as u32 {
             let Some(op) = self.ops.get(number as usize).filter(|op| op.active).copied() else { continue };
+            if now_ns >= op.issued_ns + timeout_ns && self.is_stray(number) {
+                // Lost in a panic: no fault of the node's.
+                self.give_up(shared, requests, number, &op);
+                continue;
+            }
             if now_ns >= op.issued_ns + timeout_ns {
                 shared.node_failed(op.node, op.connection, RemoteError::TimedOut);
                 if self.link_generation.get(usize::from(op.node.0)) == Some(&op.connection) {

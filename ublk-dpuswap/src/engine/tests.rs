@@ -3,11 +3,16 @@ use super::flusher::Writer;
 use super::*;
 use crate::remote::mem::MemNode;
 use crate::units::PAGE_BYTES;
-use proptest::prelude::*;
 use std::collections::HashMap;
 use std::time::Duration;
 use ublk_target::local::LocalQueue;
 use ublk_target::{Errno, Op};
+
+mod copies;
+mod names;
+mod panics;
+mod steps;
+mod waiting;
 
 /// A device in this thread: the engine's threads do not run, the test does their work when it wants.
 struct Device {
@@ -35,6 +40,13 @@ fn device(config: Config, blocks: &[u32]) -> Device {
     let nodes: Vec<_> =
         named.map(|(i, blocks)| Arc::new(MemNode::new(&format!("mem:{i}"), *blocks))).collect();
     Device::over(open(&config, &nodes), nodes)
+}
+
+/// New connections of a node to all queues, for one that was made after the last ones.
+fn connect_again(shared: &Shared, node: NodeId) {
+    let generation = shared.state().generation(node);
+    shared.node_failed(node, generation, crate::remote::RemoteError::Closed);
+    assert!(shared.keep_node(node).is_none());
 }
 
 impl Device {
@@ -141,121 +153,6 @@ fn content(seed: u32) -> Vec<u8> {
             let words: Vec<u32> = (0..24).map(|_| random.below(u32::MAX)).collect();
             (0..PAGE_BYTES / 4).flat_map(|_| words[random.below(24) as usize].to_le_bytes()).collect()
         }
-    }
-}
-
-#[derive(Debug, Clone)]
-enum Step {
-    Write { first: u32, count: u32, seed: u32 },
-    Read { first: u32, count: u32 },
-    Discard { first: u32, count: u32 },
-    Flush,
-    Keep,
-    Clean,
-    Copy,
-    FailSoon { node: usize, after: u32 },
-    Kill { node: usize },
-    Revive { node: usize, forget: bool },
-    LoseReply { node: usize },
-    TakeBack { node: usize },
-    AskBack { node: usize, blocks: u32 },
-}
-
-const PAGES: u32 = 1024;
-
-fn fault() -> impl Strategy<Value = Step> {
-    let node = || 0usize..2;
-    prop_oneof![
-        2 => (node(), 0u32..8).prop_map(|(node, after)| Step::FailSoon { node, after }),
-        1 => node().prop_map(|node| Step::Kill { node }),
-        1 => node().prop_map(|node| Step::LoseReply { node }),
-        1 => node().prop_map(|node| Step::TakeBack { node }),
-        2 => (node(), any::<bool>()).prop_map(|(node, forget)| Step::Revive { node, forget }),
-    ]
-}
-
-fn step(faults: bool) -> impl Strategy<Value = Step> {
-    let range = || (0..PAGES, 1u32..48).prop_map(|(first, count)| (first, count.min(PAGES - first)));
-    prop_oneof![
-        12 => (range(), any::<u32>()).prop_map(|((first, count), seed)| Step::Write { first, count, seed: seed >> 8 }),
-        8 => range().prop_map(|(first, count)| Step::Read { first, count }),
-        2 => range().prop_map(|(first, count)| Step::Discard { first, count }),
-        2 => Just(Step::Flush),
-        2 => Just(Step::Keep),
-        1 => Just(Step::Clean),
-        2 => Just(Step::Copy),
-        1 => (0usize..2, 1u32..4).prop_map(|(node, blocks)| Step::AskBack { node, blocks }),
-        if faults { 7 } else { 0 } => fault(),
-    ]
-}
-
-/// Runs the steps against a map of what each page may hold: one content, or, after a failed write, two.
-fn check_steps(steps: &[Step], config: Config, blocks: &[u32], faults: bool) {
-    let mut device = device(config, blocks);
-    let mut known: HashMap<u32, Vec<Vec<u8>>> = HashMap::new();
-    let zero = vec![vec![0; PAGE_BYTES]];
-    for step in steps {
-        match *step {
-            Step::Write { first, count, seed } => {
-                let data: Vec<u8> = (0..count).flat_map(|i| content(seed + i)).collect();
-                let result = device.swap_out(first, &data);
-                for (page, new) in (first..).zip(data.chunks(PAGE_BYTES)) {
-                    let may = known.entry(page).or_insert_with(|| zero.clone());
-                    if result.is_ok() {
-                        may.clear();
-                    }
-                    may.push(new.to_vec());
-                }
-                if !faults {
-                    assert!(matches!(result, Ok(()) | Err(IoError::NoSpace)), "{result:?}");
-                }
-            }
-            Step::Read { first, count } => match device.swap_in(first, count) {
-                Ok(data) => {
-                    for (page, got) in (first..).zip(data.chunks(PAGE_BYTES)) {
-                        let may = known.get(&page).unwrap_or(&zero);
-                        assert!(may.iter().any(|may| may == got), "page {page} has a content it never had");
-                    }
-                }
-                Err(error) => assert!(faults, "{error}"),
-            },
-            Step::Discard { first, count } => {
-                device.discard(first, count);
-                (first..first + count).for_each(|page| drop(known.remove(&page)));
-            }
-            Step::Flush => drop(device.engine.shared.flush_once(&mut device.writer)),
-            Step::Keep => device.keep(),
-            Step::Clean => {
-                device.engine.shared.drain(&mut device.writer);
-                device.engine.shared.clean_for_test(&mut device.writer);
-            }
-            Step::Copy => drop(device.copy_all()),
-            Step::FailSoon { node, after } => device.nodes[node].fail_after(after),
-            Step::Kill { node } => device.nodes[node].kill(),
-            Step::Revive { node, forget } => device.nodes[node].revive(forget),
-            Step::LoseReply { node } => device.nodes[node].lose_next_reply(),
-            Step::TakeBack { node } => device.nodes[node].take_back(),
-            Step::AskBack { node, blocks } => device.nodes[node].ask_back(blocks),
-        }
-        device.check();
-    }
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 24, max_shrink_iters: 300, ..ProptestConfig::default() })]
-
-    #[test]
-    fn without_faults_every_read_gives_what_was_written(
-        steps in proptest::collection::vec(step(false), 1..80), group in 0u32..8, sealed: bool, recompress: bool,
-    ) {
-        check_steps(&steps, Config { group_pages: 1 << group, sealed, recompress, ..small(PAGES) }, &[7, 6], false);
-    }
-
-    #[test]
-    fn with_failing_nodes_a_read_gives_the_newest_content_or_an_error(
-        steps in proptest::collection::vec(step(true), 1..80), group in 0u32..6, sealed: bool, replicas in 1u8..3,
-    ) {
-        check_steps(&steps, Config { group_pages: 1 << group, sealed, replicas, ..small(PAGES) }, &[8, 8], true);
     }
 }
 
@@ -590,99 +487,6 @@ fn a_swap_out_that_finds_no_room_gives_up_at_one_deadline() {
     device.threads = true;
     let data: Vec<u8> = (0..64).flat_map(|seed| content(seed * 8 + 2)).collect();
     assert_eq!(device.swap_out(0, &data), Err(IoError::Retries));
-}
-
-fn copies_of(device: &Device) -> (u32, u32) {
-    let report = device.engine.report();
-    (report.thin_blocks, report.lost_blocks)
-}
-
-#[test]
-fn with_two_copies_a_node_may_die_at_any_time_and_the_missing_copies_are_made_again() {
-    let mut device = device(Config { replicas: 2, ..small(4096) }, &[48, 48, 48]);
-    for page in 0..2048 {
-        device.write(page, page * 8 + 2).unwrap();
-    }
-    device.flush_all();
-    for (round, dying) in [0usize, 1, 2, 0].into_iter().enumerate() {
-        device.nodes[dying].kill();
-        for page in 0..2048 {
-            assert_eq!(device.read(page).unwrap(), content(page * 8 + 2), "page {page} in round {round}");
-        }
-        assert_eq!(device.copy_all(), Copied::Nothing);
-        assert_eq!(copies_of(&device), (0, 0), "all blocks have two copies again");
-        device.nodes[dying].revive(round % 2 == 0);
-        device.keep();
-    }
-    device.check();
-}
-
-#[test]
-fn a_bad_copy_is_passed_over_for_a_good_one() {
-    let mut device = device(Config { replicas: 2, cache_bytes: 1 << 20, ..small(2048) }, &[48, 48]);
-    for page in 0..1024 {
-        device.write(page, page * 8 + 2).unwrap();
-    }
-    device.flush_all();
-    (0..4096).step_by(64).for_each(|byte| device.nodes[0].corrupt(byte + 100));
-    for page in 0..1024 {
-        assert_eq!(device.read(page).unwrap(), content(page * 8 + 2), "page {page}");
-    }
-    assert!(device.engine.report().counters.bad_records > 0);
-}
-
-#[test]
-fn a_slow_copy_is_overtaken_by_the_other() {
-    let mut device = device(Config { replicas: 2, read_ahead: false, ..small(2048) }, &[48, 48]);
-    for page in 0..512 {
-        device.write(page, page * 8 + 2).unwrap();
-    }
-    device.flush_all();
-    for page in 0..512 {
-        assert_eq!(device.read(page).unwrap(), content(page * 8 + 2));
-    }
-    assert_eq!(device.engine.report().counters.read_errors, 0);
-}
-
-#[test]
-fn what_a_node_wants_back_moves_to_the_others_and_nothing_is_lost() {
-    for replicas in [1, 2] {
-        let mut device = device(Config { replicas, ..small(4096) }, &[48, 48, 48]);
-        for page in 0..2048 {
-            device.write(page, page * 8 + 2).unwrap();
-        }
-        device.flush_all();
-        let before = device.nodes[1].held();
-        assert!(before > 4);
-        device.nodes[1].ask_back(4);
-        device.keep();
-        device.copy_all();
-        assert!(device.nodes[1].held() <= before - 4, "{} of {before}", device.nodes[1].held());
-        device.nodes[1].drain();
-        device.keep();
-        assert_eq!(device.copy_all(), Copied::Nothing);
-        device.keep();
-        assert_eq!(device.nodes[1].held(), 0, "replicas {replicas}");
-        for page in 0..2048 {
-            assert_eq!(device.read(page).unwrap(), content(page * 8 + 2));
-        }
-        device.check();
-    }
-}
-
-#[test]
-fn a_node_that_wants_memory_back_gets_none_while_there_is_no_other_place() {
-    let mut device = device(small(4096), &[12]);
-    for page in 0..1024 {
-        device.write(page, page * 8 + 2).unwrap();
-    }
-    device.flush_all();
-    device.nodes[0].drain();
-    device.keep();
-    assert_eq!(device.copy_all(), Copied::NoPlace);
-    for page in 0..1024 {
-        assert_eq!(device.read(page).unwrap(), content(page * 8 + 2));
-    }
 }
 
 #[test]

@@ -69,6 +69,11 @@ impl Ops {
         Some(op)
     }
 
+    /// Whether one in flight is as `wanted` says.
+    pub(super) fn any(&self, wanted: impl Fn(&Op) -> bool) -> bool {
+        self.slots.iter().filter_map(|slot| slot.op.as_ref()).any(wanted)
+    }
+
     /// An operation of a connection that `of` picks.
     pub(super) fn find(&self, of: impl Fn(u16) -> bool) -> Option<u32> {
         let index = self.slots.iter().position(|slot| slot.op.is_some_and(|op| of(op.conn)))?;

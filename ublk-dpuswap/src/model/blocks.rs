@@ -11,11 +11,14 @@
 
 use bytemuck::{Pod, Zeroable};
 
+mod place;
+mod recovery;
+
 use super::buckets::Buckets;
 use super::nodes::{NodeBlocks, Nodes};
 use crate::memory::{Memory, PersistError, Slab, barrier};
 use crate::units::{
-    BlockId, Choices, Location, MAX_NODES, MAX_REPLICAS, NodeId, RemoteBlock, UNIT_BYTES, UNITS_PER_BLOCK,
+    BlockId, Location, MAX_NODES, MAX_REPLICAS, NodeId, RemoteBlock, UNIT_BYTES, UNITS_PER_BLOCK,
 };
 
 /// Blocks that only the cleaner may take: without them a full device could never be cleaned.
@@ -182,92 +185,6 @@ impl Blocks {
         self.unused.extend((0..self.raw.len() as u32).rev().map(BlockId));
     }
 
-    /// Takes over what lies in memory after a crash: open blocks are sealed, what contradicts itself is dropped. No
-    /// node answers yet. `live` are the units of the table's locations, to be added by [`Blocks::add_live`] before
-    /// [`Blocks::settle`]. Gives the number of repairs, or the generation counter when that is damaged.
-    pub(super) fn repair(&mut self) -> Result<u64, u64> {
-        const MOST_GENERATIONS: u64 = 1 << 62;
-        let mut repaired = 0;
-        let mut next = self.next_generation.first().copied().unwrap_or(0);
-        if next == 0 || next > MOST_GENERATIONS {
-            return Err(next);
-        }
-        let mut seen = std::collections::HashSet::new();
-        for index in 0..self.raw.len() {
-            let mut block = self.raw[index];
-            if block.state == UNUSED {
-                continue;
-            }
-            let known = matches!(block.state, OPEN | SEALED) && block.used_units <= UNITS_PER_BLOCK;
-            if !known || block.generation == 0 || block.generation > MOST_GENERATIONS {
-                self.raw[index].state = UNUSED;
-                repaired += 1;
-                continue;
-            }
-            let mut nodes = [None; MAX_REPLICAS + 1];
-            for (place, copy) in block.copies.iter_mut().enumerate() {
-                if copy.state == NONE || copy.state == LEAVING {
-                    copy.state = NONE;
-                    continue;
-                }
-                let good = copy.state == LIVE
-                    && self.nodes.get(copy.node()).is_some()
-                    && !nodes.contains(&Some(copy.node))
-                    && !seen.contains(&(copy.node, copy.remote()))
-                    && self.nodes.count_held(copy.node());
-                if good {
-                    seen.insert((copy.node, copy.remote()));
-                    nodes[place] = Some(copy.node);
-                } else {
-                    copy.state = NONE;
-                    repaired += 1;
-                }
-            }
-            block.state = SEALED;
-            next = next.max(block.generation + 1);
-            self.raw[index] = block;
-        }
-        self.next_generation[0] = next;
-        let count = self.nodes.iter().count() as u16;
-        (0..count)
-            .filter_map(|node| self.nodes.get_mut(NodeId(node)).map(|node| node.up = false))
-            .for_each(drop);
-        Ok(repaired)
-    }
-
-    /// Ends the recovery: all live units are counted; blocks without any are recycled. Gives the blocks that are left.
-    pub(super) fn settle(&mut self) -> u32 {
-        self.unused.clear();
-        for index in (0..self.raw.len() as u32).rev() {
-            if self.raw[index as usize].state == UNUSED {
-                self.unused.push(BlockId(index));
-            } else {
-                // Its remote blocks come back with the list of those that the node says we hold.
-                if self.derived[index as usize].live_units == 0 {
-                    let copies = self.raw[index as usize].copies;
-                    self.raw[index as usize].state = UNUSED;
-                    self.unused.push(BlockId(index));
-                    copies
-                        .iter()
-                        .filter(|copy| copy.state == LIVE)
-                        .for_each(|copy| self.nodes.uncount_held(copy.node()));
-                } else {
-                    self.relink(BlockId(index));
-                }
-            }
-        }
-        self.raw.len() as u32 - self.unused.len() as u32
-    }
-
-    /// Whether a record can lie at `at`: within what was written to a block.
-    pub(super) fn is_valid(&self, at: Location) -> bool {
-        let Some((block, derived)) = self.get(at.block).zip(self.derived.get(at.block.0 as usize)) else {
-            return false;
-        };
-        let inside = at.offset_units.saturating_add(at.units()) <= block.used_units;
-        inside && derived.live_units + at.units() <= block.used_units
-    }
-
     /// What is known of a node.
     pub fn node(&self, node: NodeId) -> Option<&NodeBlocks> {
         self.nodes.get(node)
@@ -394,112 +311,6 @@ impl Blocks {
     /// Takes out a block that lost its use, to be given back to its node.
     pub fn take_retired(&mut self, node: NodeId) -> Option<RemoteBlock> {
         self.nodes.take_retired(node)
-    }
-
-    /// Copies that a new block can have now.
-    fn width(&self) -> u32 {
-        let able = self.nodes.iter().filter(|(_, node)| self.nodes.spare(node) > 0).count();
-        able.clamp(1, self.replicas) as u32
-    }
-
-    fn pooled(&self) -> u32 {
-        self.nodes.iter().filter(|(_, node)| node.usable()).map(|(_, node)| node.pooled()).sum()
-    }
-
-    /// Blocks that could be opened with what is at hand on nodes that answer.
-    pub fn local_free(&self) -> u32 {
-        (self.pooled() / self.width()).min(self.unused.len() as u32)
-    }
-
-    /// Blocks that could be written to on nodes that answer, the cleaner's reserve included.
-    pub fn total_spare(&self) -> u32 {
-        let usable = self.nodes.iter().filter(|(_, node)| node.usable());
-        let remote: u64 = usable.map(|(_, node)| u64::from(node.remote_free)).sum();
-        let blocks = u64::from(self.pooled()) + remote.min(u64::from(self.room()));
-        (blocks / u64::from(self.width())).min(self.unused.len() as u64) as u32
-    }
-
-    /// The node for a copy: of two different random nodes with a block to spare, the one with more free blocks, or the
-    /// less busy one.
-    pub(super) fn choose(&self, choices: &mut Choices, not: impl Fn(NodeId) -> bool) -> Option<NodeId> {
-        let any = |id: NodeId, node: &NodeBlocks| self.nodes.spare(node) > 0 && !not(id);
-        let resort = !self.nodes.iter().any(|(id, node)| !node.last_resort && any(id, node));
-        let able = || self.nodes.iter().filter(|(id, node)| node.last_resort == resort && any(*id, node));
-        let count = able().count() as u32;
-        let first = choices.below(count);
-        let second = (first + 1 + choices.below(count.saturating_sub(1))) % count.max(1);
-        let of_two = (0..count).zip(able()).filter(|(index, _)| *index == first || *index == second);
-        // Equal ones are a matter of chance too: the first drawn wins.
-        let free = |node: &NodeBlocks| u64::from(node.pooled()) + u64::from(node.remote_free);
-        let best = of_two
-            .max_by_key(|(index, (_, node))| (free(node), std::cmp::Reverse(node.load), *index == first));
-        best.map(|(_, (id, _))| id)
-    }
-
-    /// The nodes for the stream's next block: those chosen before, if they still have room.
-    fn choose_all(&mut self, stream: Stream, choices: &mut Choices) -> Chosen {
-        let mut chosen = self.chosen[stream as usize];
-        let able = |id: &u16| self.nodes.get(NodeId(*id)).is_some_and(|node| self.nodes.spare(node) > 0);
-        if chosen.count == 0 || !chosen.nodes[..chosen.count].iter().all(able) {
-            chosen = Chosen::default();
-            while chosen.count < self.replicas {
-                let taken = chosen.nodes;
-                let not = |id: NodeId| taken[..chosen.count].contains(&id.0);
-                let Some(node) = self.choose(choices, not) else { break };
-                chosen.nodes[chosen.count] = node.0;
-                chosen.count += 1;
-            }
-        }
-        self.chosen[stream as usize] = chosen;
-        chosen
-    }
-
-    /// Seals the stream's open block, if it has one, and opens another: with as many copies as wanted, on different
-    /// nodes, or fewer when there are no more nodes.
-    pub fn open_next(&mut self, stream: Stream, choices: &mut Choices) -> Next {
-        self.seal(stream);
-        if self.unused.is_empty() || stream == Stream::New && self.total_spare() <= CLEANING_RESERVE {
-            return Next::Nothing;
-        }
-        let chosen = self.choose_all(stream, choices);
-        let nodes = &chosen.nodes[..chosen.count];
-        if nodes.is_empty() {
-            return Next::Nothing;
-        }
-        let known = |id: u16| self.nodes.get(NodeId(id));
-        if let Some(id) = nodes.iter().find(|id| known(**id).is_none_or(|node| node.pooled() == 0)) {
-            return Next::Reserve(NodeId(*id));
-        }
-        if stream == Stream::New && self.local_free() <= CLEANING_RESERVE {
-            // The blocks at hand are the cleaner's: more are needed first, if not from these nodes then from others.
-            let lends = |id: u16| known(id).is_some_and(|node| node.usable() && node.remote_free > 0);
-            let all = self.nodes.iter().map(|(id, _)| id.0);
-            let lender = nodes.iter().copied().chain(all).find(|id| lends(*id) && self.room() > 0);
-            return lender.map_or(Next::Nothing, |id| Next::Reserve(NodeId(id)));
-        }
-        self.open_on(stream, chosen);
-        Next::Opened
-    }
-
-    fn open_on(&mut self, stream: Stream, chosen: Chosen) {
-        let (Some(id), Some(next)) = (self.unused.pop(), self.next_generation.first_mut()) else { return };
-        let generation = *next;
-        *next += 1;
-        barrier();
-        let mut block = RawBlock { generation, state: UNUSED, ..Zeroable::zeroed() };
-        for (copy, node) in block.copies.iter_mut().zip(&chosen.nodes[..chosen.count]) {
-            if let Some(remote) = self.nodes.take(NodeId(*node)) {
-                *copy = RawCopy { state: LIVE, ..RawCopy::new(NodeId(*node), remote) };
-            }
-        }
-        self.raw[id.0 as usize] = block;
-        barrier();
-        self.raw[id.0 as usize].state = OPEN;
-        barrier();
-        self.derived[id.0 as usize] = Derived::default();
-        self.thin_quiet &= chosen.count >= self.replicas;
-        self.chosen[stream as usize] = Chosen::default();
-        self.open[stream as usize] = Some(id);
     }
 
     /// The stream's open block, the next unit in it, and the units left.

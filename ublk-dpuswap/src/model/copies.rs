@@ -114,7 +114,7 @@ impl Blocks {
     }
 
     /// A sealed block with fewer copies on nodes that answer than wanted, of which some node could take one. Goes
-    /// round, and looks at nothing when nothing has changed since it found none.
+    /// round, and looks at nothing when nothing has changed since it found none. Copies that are too many go on the way.
     pub fn next_thin(&mut self) -> Option<BlockId> {
         if self.thin_quiet {
             return None;
@@ -122,7 +122,10 @@ impl Blocks {
         self.seal_thin_ones();
         let count = self.raw.len() as u32;
         let from = if self.thin_from < count { self.thin_from } else { 0 };
-        let found = (from..count).chain(0..from).map(BlockId).find(|id| self.is_thin(*id));
+        let found = (from..count).chain(0..from).map(BlockId).find(|id| {
+            self.drop_surplus(*id, None);
+            self.is_thin(*id)
+        });
         match found {
             Some(id) => self.thin_from = id.0 + 1,
             None => self.thin_quiet = true,
@@ -131,20 +134,58 @@ impl Blocks {
     }
 
     /// A block with a copy on the node that another node could take, one with little alive first, for a node that wants
-    /// its memory back. The open blocks that are on it are sealed.
+    /// its memory back. The open blocks that are on it are sealed; copies there that are one too many go.
     pub fn next_on(&mut self, node: NodeId) -> Option<BlockId> {
         self.leave(node);
-        self.buckets.all().map(BlockId).find(|id| {
-            self.copies(*id).any(|(of, ..)| of == node) && self.copyable(*id) && self.has_place(*id)
-        })
+        loop {
+            let leaves = |id: BlockId| self.has_place(id) || self.has_surplus(id);
+            let movable = |id: &BlockId| self.is_on(*id, node) && self.copyable(*id) && leaves(*id);
+            let found = self.buckets.all().map(BlockId).find(movable)?;
+            self.drop_surplus(found, Some(node));
+            if self.is_on(found, node) && self.has_place(found) {
+                return Some(found);
+            }
+        }
     }
 
     /// Whether the node has a copy of a block that could be copied if another node had room.
     pub fn waits_for_room(&self, node: NodeId) -> bool {
-        self.buckets
-            .all()
-            .map(BlockId)
-            .any(|id| self.copies(id).any(|(of, ..)| of == node) && self.copyable(id) && !self.has_place(id))
+        let waits = |id: BlockId| self.is_on(id, node) && self.copyable(id) && !self.has_place(id);
+        self.buckets.all().map(BlockId).any(waits)
+    }
+
+    fn is_on(&self, id: BlockId, node: NodeId) -> bool {
+        self.copies(id).any(|(of, ..)| of == node)
+    }
+
+    /// Whether a copy can go without another in its place.
+    fn has_surplus(&self, id: BlockId) -> bool {
+        self.copies(id).count() > self.replicas && self.living(id) >= self.replicas
+    }
+
+    /// A process that was killed after a new copy had become one, and before the one that it replaces had gone, leaves one
+    /// too many. It goes as soon as enough answer: that of `away_from`, or of a node that takes nothing more, or has least
+    /// to lend.
+    fn drop_surplus(&mut self, id: BlockId, away_from: Option<NodeId>) {
+        if !self.has_surplus(id) || !self.copyable(id) {
+            return;
+        }
+        self.pin(id);
+        self.drop_needless(id, None);
+        while self.living(id) > self.replicas {
+            let need = |node: NodeId| {
+                let known = self.nodes.get(node);
+                let free = known.map_or(0, |known| u64::from(known.pooled()) + u64::from(known.remote_free));
+                let stays = known.is_some_and(|known| known.accepting && !known.last_resort);
+                (Some(node) != away_from, stays, free)
+            };
+            let copies = self.raw[id.0 as usize].copies.iter().enumerate();
+            let living = copies.filter(|(_, copy)| copy.state == LIVE && self.nodes.is_up(copy.node()));
+            let Some((place, _)) = living.min_by_key(|(_, copy)| need(copy.node())) else { break };
+            self.raw[id.0 as usize].copies[place].state = LEAVING;
+            barrier();
+        }
+        self.unpin(id);
     }
 
     /// Plans one more copy of a block, or, with `away_from`, one in place of that node's.
@@ -234,3 +275,7 @@ impl Blocks {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "copies_tests.rs"]
+mod tests;

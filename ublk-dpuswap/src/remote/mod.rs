@@ -3,6 +3,7 @@
 //! The engine knows only [`RemoteNode`]. [`tcp`] speaks to `dpuswap-node`; [`mem`] is a node inside the process, with
 //! faults to order, for tests and for measuring everything but the network.
 
+pub mod address;
 pub mod claim;
 pub mod file;
 pub mod mem;
@@ -39,6 +40,9 @@ impl Lane {
 /// Why a node did not do what it was asked. Making one allocates nothing: it happens on the swap path.
 #[derive(Debug, thiserror::Error)]
 pub enum RemoteError {
+    /// The node's name means nothing now.
+    #[error("its name cannot be resolved: {0}")]
+    Resolve(#[source] io::Error),
     /// No connection can be made.
     #[error("cannot connect: {0}")]
     Connect(#[source] io::Error),
@@ -213,7 +217,7 @@ pub struct NodeOptions {
 }
 
 impl NodeOptions {
-    /// Makes the node of a name, and connects nothing: `HOST:PORT` (a `dpuswap-node`), `nbd://HOST:PORT/EXPORT`,
+    /// Makes the node of a name, and connects and looks up nothing: `HOST:PORT` (a `dpuswap-node`), `nbd://HOST:PORT/EXPORT`,
     /// `nbd+unix:///EXPORT?socket=PATH`, `file:PATH?size=SIZE` (the last resort), `mem:SIZE` (in this process, for measurements).
     ///
     /// # Errors

@@ -12,8 +12,6 @@ pub mod wire;
 
 mod lane;
 
-use std::io;
-use std::net::TcpStream;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -55,10 +53,10 @@ struct State {
 
 impl NbdNode {
     /// The export that `name` says: `nbd://HOST[:PORT]/EXPORT` or `nbd+unix:///EXPORT?socket=PATH`, each also with
-    /// `take=yes` (the first claim may overwrite what is there). Resolves the host's name; connects nothing.
+    /// `take=yes` (the first claim may overwrite what is there). Connects nothing, and looks nothing up.
     ///
     /// # Errors
-    /// The name is not such a URL, or the host is unknown.
+    /// The name is not such a URL.
     pub fn new(name: &str, client_id: u64, timeout: Duration) -> Result<Self, Error> {
         Ok(Self {
             name: name.to_owned(),
@@ -96,18 +94,7 @@ impl NbdNode {
     /// A connection in its transmission phase, and the blocks of its export.
     fn open(&self) -> Result<(Connection, u32), RemoteError> {
         let mut connection = match &self.url.server {
-            Server::Tcp(addresses) => {
-                let mut last = Err(RemoteError::Connect(io::ErrorKind::AddrNotAvailable.into()));
-                for address in addresses {
-                    last = TcpStream::connect_timeout(address, self.timeout).map_err(RemoteError::Connect);
-                    if last.is_ok() {
-                        break;
-                    }
-                }
-                let socket = last?;
-                socket.set_nodelay(true).map_err(RemoteError::Connect)?;
-                Connection::new(socket.into(), self.timeout)
-            }
+            Server::Tcp(address) => Connection::new(address.connect(self.timeout)?.into(), self.timeout),
             Server::Unix(path) => {
                 let socket = lane::connect_unix(path, self.timeout).map_err(RemoteError::Connect)?;
                 Connection::new(socket.into(), self.timeout)

@@ -1,12 +1,13 @@
 //! The TCP client of a node: one connection per lane, opened ahead, blocking, with time-outs on everything.
 
 use std::collections::VecDeque;
-use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
+use std::net::TcpStream;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::address::Address;
 use super::{Lane, RemoteError, RemoteNode, Reserved};
 use crate::error::Error;
 use crate::links::{LinkStart, dpsw::DpswCodec};
@@ -47,7 +48,7 @@ struct Open {
 /// A node reached over TCP.
 pub struct TcpNode {
     name: String,
-    addresses: Vec<SocketAddr>,
+    address: Address,
     timeout: Duration,
     client_id: u64,
     grace_s: u32,
@@ -60,11 +61,12 @@ pub struct TcpNode {
 }
 
 impl TcpNode {
-    /// A node at `HOST:PORT`, for a client with this id whose last incarnation is given (0 for a new client). Resolves
-    /// the name; connects nothing. `timeout` bounds every request.
+    /// A node at `HOST:PORT`, for a client with this id whose last incarnation is given (0 for a new client).
+    /// Connects nothing, and looks nothing up: a name that cannot be resolved is [`RemoteError::Resolve`] when the node is
+    /// connected. `timeout` bounds every request.
     ///
     /// # Errors
-    /// The name cannot be resolved.
+    /// The name is not `HOST:PORT`.
     pub fn new(
         name: &str,
         client_id: u64,
@@ -73,10 +75,10 @@ impl TcpNode {
         security: Security,
     ) -> Result<Self, Error> {
         let bad = |source| Error::NodeName { node: name.to_owned(), source };
-        let addresses: Vec<SocketAddr> = name.to_socket_addrs().map_err(bad)?.collect();
+        let address = Address::new(name).map_err(bad)?;
         Ok(Self {
             name: name.to_owned(),
-            addresses,
+            address,
             timeout,
             client_id,
             grace_s: 0,
@@ -109,17 +111,7 @@ impl TcpNode {
     }
 
     fn open(&self) -> Result<Channel<Socket>, RemoteError> {
-        let mut last = std::io::ErrorKind::AddrNotAvailable.into();
-        for address in &self.addresses {
-            match TcpStream::connect_timeout(address, self.timeout) {
-                Ok(stream) => {
-                    stream.set_nodelay(true).map_err(RemoteError::Connect)?;
-                    return Ok(Channel::new(Socket(stream)));
-                }
-                Err(error) => last = error,
-            }
-        }
-        Err(RemoteError::Connect(last))
+        Ok(Channel::new(Socket(self.address.connect(self.timeout)?)))
     }
 
     fn deadline(&self) -> Instant {

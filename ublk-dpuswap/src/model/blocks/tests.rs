@@ -1,5 +1,6 @@
 use super::*;
 use crate::model::{CopyStep, Shape};
+use crate::units::Choices;
 use std::collections::{HashMap, HashSet};
 
 impl Blocks {

@@ -1,10 +1,10 @@
 //! Names of exports: the URLs of the NBD project's document "The NBD URI specification", as far as they are of use here.
 
-use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
 
 use super::wire::{DEFAULT_PORT, MAX_NAME_BYTES};
 use crate::error::Error;
+use crate::remote::address::Address;
 
 /// Longest name of a node: what its place in the table of nodes holds.
 pub const MAX_NODE_NAME_BYTES: usize = 120;
@@ -12,8 +12,8 @@ pub const MAX_NODE_NAME_BYTES: usize = 120;
 /// Where the server is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Server {
-    /// Addresses to try in turn.
-    Tcp(Vec<SocketAddr>),
+    /// A host and its port.
+    Tcp(Address),
     /// A Unix socket.
     Unix(PathBuf),
 }
@@ -30,7 +30,7 @@ pub struct Url {
 }
 
 impl Url {
-    /// Reads a URL, and resolves its host.
+    /// Reads a URL. Looks nothing up.
     ///
     /// # Errors
     /// Says what is wrong with it.
@@ -64,7 +64,7 @@ impl Url {
         let server = match (scheme, socket) {
             ("nbd", _) if host.is_empty() => return Err(bad("no host")),
             ("nbd", _) => {
-                Server::Tcp(resolve(host).map_err(|source| Error::NodeName { node: url.to_owned(), source })?)
+                Server::Tcp(address(host).map_err(|source| Error::NodeName { node: url.to_owned(), source })?)
             }
             ("nbd+unix", Some(path)) if host.is_empty() && !path.is_empty() => Server::Unix(path.into()),
             ("nbd+unix", Some(_)) => return Err(bad("a host beside a socket")),
@@ -76,11 +76,10 @@ impl Url {
     }
 }
 
-fn resolve(host: &str) -> std::io::Result<Vec<SocketAddr>> {
+fn address(host: &str) -> std::io::Result<Address> {
     // A colon inside brackets is not that of a port.
     let has_port = host.rfind(':') > host.rfind(']') && host.contains(':');
-    if has_port { host.to_socket_addrs() } else { format!("{host}:{DEFAULT_PORT}").to_socket_addrs() }
-        .map(Iterator::collect)
+    if has_port { Address::new(host) } else { Address::new(&format!("{host}:{DEFAULT_PORT}")) }
 }
 
 /// `text` with its %-sequences replaced; `None` when one is malformed or the result is not UTF-8.
@@ -106,15 +105,16 @@ mod tests {
     #[test]
     fn the_parts_of_a_url_are_found() {
         let tcp = Url::parse("nbd://127.0.0.1:7000/swap%20a?take=yes").unwrap();
-        let address: SocketAddr = "127.0.0.1:7000".parse().unwrap();
-        assert_eq!(tcp, Url { server: Server::Tcp(vec![address]), export: "swap a".to_owned(), take: true });
+        let address = Address::new("127.0.0.1:7000").unwrap();
+        assert_eq!(tcp, Url { server: Server::Tcp(address), export: "swap a".to_owned(), take: true });
         for (url, address) in [
             ("nbd://[::1]/", "[::1]:10809"),
             ("nbd://127.0.0.1", "127.0.0.1:10809"),
+            ("nbd://no.such.host.invalid/e", "no.such.host.invalid:10809"),
             ("nbd://[::1]:9/x", "[::1]:9"),
         ] {
-            let address: SocketAddr = address.parse().unwrap();
-            assert_eq!(Url::parse(url).unwrap().server, Server::Tcp(vec![address]), "{url}");
+            let address = Address::new(address).unwrap();
+            assert_eq!(Url::parse(url).unwrap().server, Server::Tcp(address), "{url}");
         }
         let unix = Url::parse("nbd+unix:///e?socket=/run/nbd%2fa").unwrap();
         assert_eq!(
