@@ -129,8 +129,57 @@ class Dpuswap(Ublk):
     name, about = "dpuswap", "compressed remote memory with a local cache"
 
 
+class Ssd:
+    """A disk as null_blk models it: so long for a request, so much a second; its content is in memory."""
+
+    # A SATA SSD: what its interface carries, and a usual time of a 4 KiB request.
+    LATENCY_NS, MIB_PER_S = 80_000, 500
+
+    def __init__(self, size_mib, name="storlab-swapbench"):
+        top = "/sys/kernel/config/nullb"
+        if not os.path.exists(top):
+            zoned.limited(["modprobe", "null_blk", "nr_devices=0"], 30)
+        if not os.path.exists(top):
+            raise zoned.Missing("this kernel has no null_blk with configfs for the disk of Infiniswap (--disk none: without)")
+        self.directory = os.path.join(top, name)
+        os.mkdir(self.directory)
+        try:
+            for attribute, value in (("size", size_mib), ("blocksize", 4096), ("memory_backed", 1), ("irqmode", 2),
+                                     ("completion_nsec", self.LATENCY_NS), ("mbps", self.MIB_PER_S), ("power", 1)):
+                zoned.write_file(os.path.join(self.directory, attribute), value)
+            with open(os.path.join(self.directory, "index"), encoding="ascii") as file:
+                index = file.read().strip()
+            # Newer kernels name the device after its directory.
+            self.path = next(path for path in (f"/dev/{name}", f"/dev/nullb{index}") if os.path.exists(path))
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self):
+        zoned.write_file(os.path.join(self.directory, "power"), 0)
+        os.rmdir(self.directory)
+
+
 class Infiniswap(Ublk):
-    name, mode, about = "infiniswap", "infiniswap", "remote memory a page at a time, as Infiniswap does it"
+    name, mode = "infiniswap", "infiniswap"
+    about = "remote memory a page at a time with a backup on an SSD (null_blk: 80 us, 500 MiB/s), as Infiniswap does it"
+
+    def __init__(self, options):
+        super().__init__(options)
+        self.disk = None
+
+    def arguments(self):
+        words = super().arguments()
+        if self.options.disk == "none":
+            return words
+        self.disk = Ssd(self.options.size)
+        return [*words, "--backup", self.disk.path]
+
+    def close(self):
+        super().close()
+        if self.disk:
+            disk, self.disk = self.disk, None
+            disk.close()
 
 
 class Znswap(Ublk):
