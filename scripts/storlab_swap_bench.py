@@ -338,10 +338,11 @@ def measure(options, names, samples, peaks):
             say(f"{work}: {peak >> 20} MiB without a limit")
             parts = [(f"{work} {share} %", lambda name, share=share, work=work, peak=peak:
                       program_turn(name, work, share, peak, options)) for share in options.memory]
+        able = [name for name in names if systems.SYSTEMS[name].has_device or not work.startswith("fio-")]
         for part, turn in parts:
-            samples[part] = {name: [] for name in names}
+            samples[part] = {name: [] for name in able}
             for number in range(options.rounds):
-                order = names[number % len(names):] + names[:number % len(names)]
+                order = able[number % len(able):] + able[:number % len(able)] if able else []
                 for name in order:
                     try:
                         samples[part][name].append({"round": number, **turn(name)})

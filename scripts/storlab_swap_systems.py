@@ -30,6 +30,8 @@ class System:
     """A swap device. `open` gives its path; `close` removes it, whatever state it is in."""
 
     name = about = ""
+    # Whether it can be measured as a block device, too.
+    has_device = True
 
     def __init__(self, options):
         self.options = options
@@ -135,17 +137,19 @@ class Ssd:
     # A SATA SSD: what its interface carries, and a usual time of a 4 KiB request.
     LATENCY_NS, MIB_PER_S = 80_000, 500
 
-    def __init__(self, size_mib, name="storlab-swapbench"):
+    def __init__(self, size_mib, name="storlab-swapbench", fast=False):
+        latency_ns, mib_per_s = (0, 0) if fast else (self.LATENCY_NS, self.MIB_PER_S)
         top = "/sys/kernel/config/nullb"
         if not os.path.exists(top):
             zoned.limited(["modprobe", "null_blk", "nr_devices=0"], 30)
         if not os.path.exists(top):
-            raise zoned.Missing("this kernel has no null_blk with configfs for the disk of Infiniswap (--disk none: without)")
+            raise zoned.Missing("this kernel has no null_blk with configfs (the disk of infiniswap: see --disk, and of zswap and nvme-tcp)")
         self.directory = os.path.join(top, name)
         os.mkdir(self.directory)
         try:
-            for attribute, value in (("size", size_mib), ("blocksize", 4096), ("memory_backed", 1), ("irqmode", 2),
-                                     ("completion_nsec", self.LATENCY_NS), ("mbps", self.MIB_PER_S), ("power", 1)):
+            for attribute, value in (("size", size_mib), ("blocksize", 4096), ("memory_backed", 1),
+                                     ("irqmode", 0 if fast else 2), ("completion_nsec", latency_ns), ("mbps", mib_per_s),
+                                     ("power", 1)):
                 zoned.write_file(os.path.join(self.directory, attribute), value)
             with open(os.path.join(self.directory, "index"), encoding="ascii") as file:
                 index = file.read().strip()
@@ -279,7 +283,122 @@ class Nbd(System):
             self.directory = None
 
 
-SYSTEMS = {system.name: system for system in (Dpuswap, Infiniswap, Znswap, Zram, Nbd)}
+class Zswap(System):
+    """The kernel's compressed cache in front of swap on an SSD. Only swap goes through it, not requests to the device."""
+
+    name, has_device = "zswap", False
+    about = "zswap (LZ4, or the kernel's default where it has no LZ4) in front of an SSD (null_blk: 80 us, 500 MiB/s)"
+    PARAMETERS = "/sys/module/zswap/parameters"
+    # The rest as the kernel has it: a fifth of memory at most.
+    WANTED = {"compressor": "lz4", "enabled": "Y"}
+
+    def __init__(self, options):
+        super().__init__(options)
+        self.disk, self.before = None, {}
+
+    def open(self):
+        if not os.path.exists(self.PARAMETERS):
+            raise zoned.Missing("this kernel has no zswap")
+        self.disk = Ssd(self.options.size)
+        for name, value in self.WANTED.items():
+            path = os.path.join(self.PARAMETERS, name)
+            with open(path, encoding="ascii") as file:
+                self.before[path] = file.read().strip()
+            try:
+                zoned.write_file(path, value)
+            except zoned.Failed:
+                if name != "compressor":
+                    raise
+        self.path = self.disk.path
+        return self.path
+
+    def close(self):
+        self.path = None
+        while self.before:
+            path, value = self.before.popitem()
+            zoned.write_file(path, value)
+        if self.disk:
+            disk, self.disk = self.disk, None
+            disk.close()
+
+
+class NvmeTcp(System):
+    name, about = "nvme-tcp", "the kernel's NVMe over TCP client and target, memory behind it (null_blk), over loopback"
+    NQN, PORT, TOP = "nqn.2026-11.org.storlab:swapbench", 7220, "/sys/kernel/config/nvmet"
+
+    def __init__(self, options):
+        super().__init__(options)
+        self.disk, self.controller, self.made = None, None, []
+
+    def make(self, path):
+        os.mkdir(path)
+        self.made.append(path)
+        return path
+
+    def open(self):
+        for module in ("nvmet-tcp", "nvme-tcp"):
+            zoned.limited(["modprobe", module], 30)
+        if not os.path.exists(self.TOP) or not os.path.exists("/dev/nvme-fabrics"):
+            raise zoned.Missing("this kernel has no NVMe over fabrics (nvmet, nvmet-tcp, nvme-tcp)")
+        self.disk = Ssd(self.options.size, fast=True)
+        subsystem = self.make(f"{self.TOP}/subsystems/{self.NQN}")
+        zoned.write_file(f"{subsystem}/attr_allow_any_host", 1)
+        namespace = self.make(f"{subsystem}/namespaces/1")
+        zoned.write_file(f"{namespace}/device_path", self.disk.path)
+        zoned.write_file(f"{namespace}/enable", 1)
+        port = self.make(f"{self.TOP}/ports/1")
+        for name, value in (("trtype", "tcp"), ("adrfam", "ipv4"), ("traddr", "127.0.0.1"), ("trsvcid", self.PORT)):
+            zoned.write_file(f"{port}/addr_{name}", value)
+        link = f"{port}/subsystems/{self.NQN}"
+        os.symlink(subsystem, link)
+        self.made.append(link)
+        # Not through a file object: those want to seek.
+        fabrics = os.open("/dev/nvme-fabrics", os.O_RDWR)
+        try:
+            os.write(fabrics, f"transport=tcp,traddr=127.0.0.1,trsvcid={self.PORT},nqn={self.NQN}".encode())
+            instance = re.search(r"instance=(\d+)", os.read(fabrics, 4096).decode())
+        except OSError as error:
+            raise zoned.Failed(f"nvme-tcp: connect to 127.0.0.1:{self.PORT}: {error.strerror}") from error
+        finally:
+            os.close(fabrics)
+        if not instance:
+            raise zoned.Failed("the NVMe over TCP client did not say which controller it made")
+        self.controller = f"/sys/class/nvme/nvme{instance[1]}"
+        for _ in range(100):
+            found = [name for name in os.listdir("/sys/block") if self.is_ours(name) and os.path.exists(f"/dev/{name}")]
+            if found:
+                self.path = f"/dev/{found[0]}"
+                return self.path
+            time.sleep(0.05)
+        raise zoned.Failed("no block device of the NVMe controller appeared")
+
+    def is_ours(self, name):
+        """A machine may have other NVMe disks, which are somebody's."""
+        try:
+            with open(f"/sys/block/{name}/device/subsysnqn", encoding="ascii") as file:
+                return name.startswith("nvme") and file.read().strip() == self.NQN
+        except OSError:
+            return False
+
+    def close(self):
+        self.path = None
+        if self.controller:
+            controller, self.controller = self.controller, None
+            zoned.write_file(f"{controller}/delete_controller", 1)
+        while self.made:
+            path = self.made.pop()
+            if os.path.islink(path):
+                os.unlink(path)
+                continue
+            if os.path.exists(f"{path}/enable"):
+                zoned.write_file(f"{path}/enable", 0)
+            os.rmdir(path)
+        if self.disk:
+            disk, self.disk = self.disk, None
+            disk.close()
+
+
+SYSTEMS = {system.name: system for system in (Dpuswap, Infiniswap, Znswap, Zram, Zswap, Nbd, NvmeTcp)}
 
 
 class Swap:
