@@ -327,7 +327,10 @@ impl<Q: Tags, H: QueueHandler> Server<'_, Q, H> {
             let Some((request, reply)) = self.state.pending.take_answered() else { return Ok(()) };
             let finished = Finished::new(&request, reply.outcome);
             if reply.due_ns != 0 {
-                let due_ns = self.bounded(reply.due_ns, 0);
+                if now_ns == 0 {
+                    now_ns = self.queue.now_ns();
+                }
+                let due_ns = self.bounded(reply.due_ns, now_ns);
                 self.state.deadlines.push(due_ns, finished);
                 continue;
             }

@@ -25,6 +25,7 @@ use crate::error::{Error, IoError};
 use crate::links::{LinkStart, Links};
 use crate::model::Mapping;
 use crate::units::{MAX_NODES, NodeId, PAGE_BYTES, PageNo};
+use ublk_target::clock::monotonic_ns;
 use ublk_target::{Done, Errno, Op, Payload, QueueHandler, QueueIo, Reply, Request};
 
 /// Most pages of a request (512 KiB).
@@ -294,7 +295,9 @@ pub struct QueueWorker {
     /// Where to begin among those that wait for room, and for an operation: the first of them goes first the next time too.
     first_for_room: u16,
     first_for_op: u16,
-    now_ns: u64,
+    /// The time, as far as it was asked for since the queue slept last; 0 when it was not. Where a reading is a system call it
+    /// costs more than all that is done for a page ([`QueueWorker::now_ns`]).
+    known_ns: u64,
     #[cfg(test)]
     last_error: Option<IoError>,
     #[cfg(test)]
@@ -326,7 +329,7 @@ impl QueueWorker {
             wait_look_ns: u64::MAX,
             first_for_room: 0,
             first_for_op: 0,
-            now_ns: 0,
+            known_ns: 0,
             #[cfg(test)]
             last_error: None,
             #[cfg(test)]
@@ -334,6 +337,14 @@ impl QueueWorker {
             #[cfg(test)]
             panic_before_send: false,
         }
+    }
+
+    /// The time, read once per wake-up at most.
+    fn now_ns(&mut self) -> u64 {
+        if self.known_ns == 0 {
+            self.known_ns = monotonic_ns();
+        }
+        self.known_ns
     }
 
     fn listen(&mut self, io: &mut dyn QueueIo) {
@@ -434,11 +445,15 @@ impl QueueWorker {
             _ => Step::Done(Err(IoError::Retries)),
         };
         let Some(pending) = self.requests.get(tag) else { return step };
+        let waiting = pending.waiting;
         if matches!(step, Step::Done(_)) {
             *pending = NOTHING;
-        } else if pending.waiting != Waiting::No {
-            pending.plan_by_ns = self.now_ns + PLAN_AGAIN_NS;
-            self.wait_look_ns = self.wait_look_ns.min(self.now_ns + LOOK_AGAIN_NS);
+        } else if waiting != Waiting::No {
+            let now_ns = self.now_ns();
+            if let Some(pending) = self.requests.get(tag) {
+                pending.plan_by_ns = now_ns + PLAN_AGAIN_NS;
+            }
+            self.wait_look_ns = self.wait_look_ns.min(now_ns + LOOK_AGAIN_NS);
         }
         step
     }
@@ -462,7 +477,6 @@ impl QueueWorker {
 
     /// Stores the pages of a write, from where it stopped.
     fn store(&mut self, tag: u16, data: &[u8]) -> Step {
-        let now_ns = self.now_ns;
         let Some(pending) = self.requests.pending.get_mut(usize::from(tag)) else {
             return Step::Done(Err(IoError::Retries));
         };
@@ -486,7 +500,7 @@ impl QueueWorker {
                     shared.flush.notify_one();
                     counters.waited_for_room.fetch_add(1, Ordering::Relaxed);
                     pending.waiting = Waiting::Room;
-                    return wait_for_room(pending, shared, no_room, now_ns);
+                    return self.wait_for_room(tag, no_room);
                 }
                 shared.wake_flusher(&mut state);
                 drop(state);
@@ -498,6 +512,25 @@ impl QueueWorker {
         }
         counters.pages_written.fetch_add(u64::from(pending.count), Ordering::Relaxed);
         Step::Done(Ok(()))
+    }
+
+    /// Where nobody has had room for a while, a write fails at once: the kernel keeps the page, and is not held up besides.
+    fn wait_for_room(&mut self, tag: u16, no_room: Option<(IoError, Instant)>) -> Step {
+        let now_ns = self.now_ns();
+        let config = &self.shared.config;
+        let Some(pending) = self.requests.pending.get_mut(usize::from(tag)) else {
+            return Step::Done(Err(IoError::Retries));
+        };
+        if pending.deadline_ns == 0 {
+            pending.deadline_ns = now_ns + config.room_patience.as_nanos() as u64;
+        }
+        match no_room {
+            Some((error, since)) if super::over(since, config.no_room_patience) => Step::Done(Err(error)),
+            _ if now_ns >= pending.deadline_ns => {
+                Step::Done(Err(no_room.map_or(IoError::Retries, |(error, _)| error)))
+            }
+            _ => Step::Wait,
+        }
     }
 
     /// Serves the pages of a read that are here and begins reads for the others.
@@ -525,7 +558,7 @@ impl QueueWorker {
             let mut done = 0;
             while copied && done < self.wanted.len() {
                 let ahead = self.read_ahead.window_bytes(used, wasted);
-                match self.reads.begin(state, tag, &self.wanted[done..], ahead, turn, self.now_ns) {
+                match self.reads.begin(state, tag, &self.wanted[done..], ahead, turn) {
                     Ok((op, covered)) => {
                         self.begun.push(op);
                         done += covered;
@@ -551,13 +584,14 @@ impl QueueWorker {
         #[cfg(test)]
         assert!(!std::mem::take(&mut self.panic_before_send), "on purpose, before a read is sent");
         for at in 0..self.begun.len() {
-            self.reads.send(&shared, &mut self.requests, self.begun[at]);
+            let now_ns = self.now_ns();
+            self.reads.send(&shared, &mut self.requests, self.begun[at], now_ns);
         }
         self.outcome_of_plan(tag, restored, trouble.map(|(why, _)| why))
     }
 
     fn outcome_of_plan(&mut self, tag: u16, restored: Result<(), IoError>, trouble: Option<NoRead>) -> Step {
-        let now_ns = self.now_ns;
+        let now_ns = if trouble.is_some() { self.now_ns() } else { 0 };
         let shared = Arc::clone(&self.shared);
         let Some(pending) = self.requests.get(tag) else { return Step::Done(Err(IoError::Retries)) };
         if let Err(error) = restored {
@@ -732,7 +766,7 @@ impl QueueWorker {
             self.first_for_room = self.attend_in_turn(io, self.first_for_room, Waiting::Room);
         }
         if causes.time && self.requests.pending.iter().any(|pending| pending.waiting != Waiting::No) {
-            self.wait_look_ns = self.wait_look_ns.min(self.now_ns + LOOK_AGAIN_NS);
+            self.wait_look_ns = self.wait_look_ns.min(self.now_ns() + LOOK_AGAIN_NS);
         }
     }
 
@@ -775,15 +809,16 @@ impl QueueWorker {
         let no_room = self.shared.state().no_room;
         let patience = self.shared.config.no_room_patience;
         let no_room = no_room.is_some_and(|(_, since)| super::over(since, patience));
+        let now_ns = self.now_ns();
         for tag in 0..self.requests.pending.len() as u16 {
             let Some(pending) = self.requests.get(tag).copied() else { return };
-            let over = causes.time && pending.deadline_ns != 0 && self.now_ns >= pending.deadline_ns;
+            let over = causes.time && pending.deadline_ns != 0 && now_ns >= pending.deadline_ns;
             let ready = match pending.waiting {
                 Waiting::No | Waiting::Op | Waiting::Link(_) => false,
                 Waiting::Plan => true,
                 Waiting::Room => over || causes.time && no_room,
                 Waiting::Node(node) => {
-                    let late = self.now_ns >= pending.plan_by_ns;
+                    let late = now_ns >= pending.plan_by_ns;
                     causes.node || over || late || self.shared.given_up(node, false)
                 }
             };
@@ -830,7 +865,9 @@ impl QueueWorker {
 
 impl QueueHandler for QueueWorker {
     fn handle(&mut self, request: &Request, payload: &mut Payload<'_>) -> Reply {
-        self.now_ns = if request.fetched_ns != 0 { request.fetched_ns } else { self.now_ns };
+        if request.fetched_ns != 0 {
+            self.known_ns = request.fetched_ns;
+        }
         match self.begin(request, payload) {
             Err(errno) => Err(errno).into(),
             Ok(Step::Wait) => Reply::pending(),
@@ -843,24 +880,19 @@ impl QueueHandler for QueueWorker {
         }
     }
 
-    fn wants_time(&self) -> bool {
-        true
-    }
-
     /// A request that was answered behind our back, because we panicked: its operations must not meet the tag's next one.
     fn committing(&mut self, tag: u16) {
         if let Some(pending) = self.requests.get(tag).filter(|pending| pending.kind != Kind::Idle) {
             *pending = NOTHING;
             self.reads.forget(&self.shared, tag);
             // Answers to others may lie there, and nobody else says so.
-            self.look_at_ns = self.now_ns;
+            self.look_at_ns = self.now_ns();
         }
     }
 
     fn started(&mut self, io: &mut dyn QueueIo) {
         self.shared.protect_thread();
         self.listen(io);
-        self.now_ns = io.now_ns();
         self.follow_nodes(io);
         self.reads.links.submit(io);
         alloc::watch_this_thread();
@@ -884,15 +916,16 @@ impl QueueHandler for QueueWorker {
         let busy = self.reads.under_way() > 0;
         let idle = !busy && !self.woken && !self.link_ended && !self.deaf;
         if idle && !self.requests.any_touched() && self.timer_ns() == u64::MAX {
+            self.known_ns = 0;
             return;
         }
-        self.now_ns = io.now_ns();
+        let now_ns = self.now_ns();
         let shared = Arc::clone(&self.shared);
-        self.reads.take_arrivals(&shared, &mut self.requests, io);
-        if self.now_ns >= self.look_at_ns {
+        self.reads.take_arrivals(&shared, &mut self.requests, now_ns, io);
+        if now_ns >= self.look_at_ns {
             self.look_at_ns = u64::MAX;
         }
-        let time = self.now_ns >= self.wait_look_ns;
+        let time = now_ns >= self.wait_look_ns;
         if time {
             self.wait_look_ns = u64::MAX;
         }
@@ -904,7 +937,7 @@ impl QueueHandler for QueueWorker {
                 self.deaf = false;
                 self.listen(io);
             } else {
-                self.wait_look_ns = self.wait_look_ns.min(self.now_ns + LOOK_AGAIN_NS);
+                self.wait_look_ns = self.wait_look_ns.min(now_ns + LOOK_AGAIN_NS);
             }
         }
         let waker = self.shared.wakers.get(usize::from(self.queue));
@@ -913,13 +946,14 @@ impl QueueHandler for QueueWorker {
         self.woken = false;
         self.attend(io, Causes { room, node, ended, time });
         if self.reads.under_way() > 0 {
-            let next_ns = self.reads.look_at_time(&shared, &mut self.requests, self.now_ns);
+            let next_ns = self.reads.look_at_time(&shared, &mut self.requests, now_ns);
             self.look_at_ns = self.look_at_ns.min(next_ns);
         }
         self.reads.links.submit(io);
         if self.requests.any_touched() || self.reads.has_ended() {
-            self.look_at_ns = self.now_ns;
+            self.look_at_ns = now_ns;
         }
+        self.known_ns = 0;
     }
 
     fn timer_ns(&self) -> u64 {
@@ -936,25 +970,6 @@ impl QueueHandler for QueueWorker {
                 self.reads.links.close(slot);
             }
         }
-    }
-}
-
-/// Where nobody has had room for a while, a write fails at once: the kernel keeps the page, and is not held up besides.
-fn wait_for_room(
-    pending: &mut Pending,
-    shared: &Shared,
-    no_room: Option<(IoError, Instant)>,
-    now_ns: u64,
-) -> Step {
-    if pending.deadline_ns == 0 {
-        pending.deadline_ns = now_ns + shared.config.room_patience.as_nanos() as u64;
-    }
-    match no_room {
-        Some((error, since)) if super::over(since, shared.config.no_room_patience) => Step::Done(Err(error)),
-        _ if now_ns >= pending.deadline_ns => {
-            Step::Done(Err(no_room.map_or(IoError::Retries, |(error, _)| error)))
-        }
-        _ => Step::Wait,
     }
 }
 

@@ -178,7 +178,6 @@ impl Reads {
         wanted: &[Wanted],
         ahead_bytes: u32,
         turn: u32,
-        now_ns: u64,
     ) -> Result<(u32, usize), NoRead> {
         let first = wanted.first().ok_or(NoRead::NoOp)?;
         let block = first.at.block;
@@ -191,7 +190,7 @@ impl Reads {
             let holder = state.model.blocks.copies(block).next();
             return Err(holder.map_or(NoRead::Lost, |(node, ..)| NoRead::NoCopy(node)));
         };
-        let mut op = ReadOp { active: true, tag, block, issued_ns: now_ns, ..IDLE };
+        let mut op = ReadOp { active: true, tag, block, ..IDLE };
         (op.node, op.remote, op.connection) = (source.node, source.remote, source.connection);
         op.generation = state.model.blocks.generation(block);
         let mut end = first.at.offset_bytes();
@@ -246,13 +245,12 @@ impl Reads {
     }
 
     /// Hands a begun read to its link. One that cannot be sent ends as if the node had failed.
-    pub(super) fn send(&mut self, shared: &Shared, requests: &mut Requests, number: u32) {
-        let Some(op) = self.ops.get(number as usize).copied() else { return };
+    pub(super) fn send(&mut self, shared: &Shared, requests: &mut Requests, number: u32, now_ns: u64) {
+        let Some(op) = self.ops.get_mut(number as usize) else { return };
         shared.counters.remote_reads.fetch_add(1, Ordering::Relaxed);
-        let due_ns = shared.link_due_ns(op.node, op.issued_ns, 0, op.len_bytes as usize);
-        if let Some(op) = self.ops.get_mut(number as usize) {
-            op.due_ns = due_ns;
-        }
+        op.issued_ns = now_ns;
+        op.due_ns = shared.link_due_ns(op.node, now_ns, 0, op.len_bytes as usize);
+        let op = *op;
         let sent = self.links.read(op.node, op.remote, op.base_bytes, op.len_bytes, number);
         match sent {
             Ok(()) => {}
@@ -272,7 +270,13 @@ impl Reads {
     }
 
     /// Takes in everything that has arrived.
-    pub(super) fn take_arrivals(&mut self, shared: &Shared, requests: &mut Requests, io: &mut dyn QueueIo) {
+    pub(super) fn take_arrivals(
+        &mut self,
+        shared: &Shared,
+        requests: &mut Requests,
+        now_ns: u64,
+        io: &mut dyn QueueIo,
+    ) {
         loop {
             let Self { links, ops, opened, decompressor, key, .. } = self;
             let Some(Arrival { op: number, result, .. }) = links.next() else { return };
@@ -289,7 +293,7 @@ impl Reads {
                 }
             };
             match outcome {
-                Ok(()) => self.succeeded(shared, requests, number, io),
+                Ok(()) => self.succeeded(shared, requests, number, now_ns),
                 Err(Failure::Remote(error)) => self.failed(shared, requests, number, error),
                 Err(Failure::Record(page, at, error)) => {
                     self.damaged(shared, requests, number, page, at, error);
@@ -298,9 +302,9 @@ impl Reads {
         }
     }
 
-    fn succeeded(&mut self, shared: &Shared, requests: &mut Requests, number: u32, io: &mut dyn QueueIo) {
+    fn succeeded(&mut self, shared: &Shared, requests: &mut Requests, number: u32, now_ns: u64) {
         let Some(op) = self.ops.get(number as usize).copied() else { return };
-        let took_ns = io.now_ns().saturating_sub(op.issued_ns);
+        let took_ns = now_ns.saturating_sub(op.issued_ns);
         self.usual_ns = self.usual_ns - self.usual_ns / 8 + took_ns.min(MOST_USUAL_NS) / 8;
         shared.counters.count_read(op.node, op.len_bytes as usize);
         if !op.abandoned {
@@ -461,7 +465,6 @@ impl Reads {
             node: source.node,
             remote: source.remote,
             connection: source.connection,
-            issued_ns: now_ns,
             hedged: true,
             second: true,
             twin: number,
@@ -474,7 +477,7 @@ impl Reads {
         self.ops[number as usize].twin = twin_number;
         requests.started(op.tag);
         shared.counters.hedges.fetch_add(1, Ordering::Relaxed);
-        self.send(shared, requests, twin_number);
+        self.send(shared, requests, twin_number, now_ns);
     }
 
     /// Reads under way.
