@@ -1,6 +1,7 @@
 """The measuring part of scripts/bench/swap: systems take turns at workloads; what each did, as a table and a document.
 
-The invariant: numbers are compared only within one run, turn by turn in the same round; each turn has a device made anew.
+The invariant: numbers are compared only within one run, turn by turn in the same round; each turn has a device made anew. What
+takes long and tells nothing (making devices, filling them, loading rows) is done once per turn, and a turn has many workloads.
 """
 
 import json
@@ -49,6 +50,10 @@ class Group:
     def words(self, command):
         """The command, to be run in the group."""
         return ["sh", "-c", f'echo $$ > {GROUP}/cgroup.procs && exec "$@"', "sh", *map(str, command)]
+
+    def limit(self, limit_bytes):
+        """Another limit. What is over it is swapped before this returns."""
+        zoned.write_file(f"{GROUP}/memory.max", limit_bytes)
 
     def peak(self):
         with open(f"{GROUP}/memory.peak", encoding="ascii") as file:
@@ -113,52 +118,97 @@ def answer(done, what):
 
 
 def run_program(work, options, group):
-    """One of the programs, in the group: what it printed."""
+    """One of the programs that compute, in the group: what it printed."""
     limit = options.seconds * 6 + GRACE_SECONDS
-    if work.startswith("ycsb-"):
-        letter = work[-1].upper()
-        server = Redis(group)
-        try:
-            records = options.mib * (1 << 20) // ROW_BYTES
-            # A scan is fifty rows in the mean.
-            operations = options.operations // (20 if letter == "E" else 1)
-            done = zoned.limited(swapload("ycsb", "--server", server.socket, "--workload", letter, "--records", records,
-                                          "--operations", operations, "--seconds", options.seconds * 3), limit)
-            found = answer(done, work)
-            found["completion_s"] = operations / found["per_s"]
-            return found
-        finally:
-            server.close()
     if work == "stress":
         done = zoned.limited(group.words(
             ["stress-ng", "--vm", 1, "--vm-bytes", f"{options.mib}M", "--vm-keep", "--vm-method", "rand-set", "--verify",
-             "--timeout", int(options.seconds), "--metrics-brief", "--temp-path", "/tmp"]), limit, merged=True)
+             "--timeout", max(1, int(options.seconds)), "--metrics-brief", "--temp-path", "/tmp"]), limit, merged=True)
         line = re.search(r"\] vm +(\d+) +([\d.]+) +[\d.]+ +[\d.]+ +([\d.]+)", done.out)
         if done.status != 0 or not line:
             raise zoned.Failed(f"stress-ng: {done.why()}")
         return {"operations": int(line[1]), "seconds": float(line[2]), "per_s": float(line[3])}
-    words = {"sort": ["sort", "--mib", options.mib], "pagerank": ["pagerank", "--mib", options.mib],
+    words = {"sort": ["sort", "--mib", options.compute_mib], "pagerank": ["pagerank", "--mib", options.compute_mib],
              "verify": ["verify", "--mib", options.mib, "--seconds", options.seconds, "--discards", 5]}[work]
     found = answer(zoned.limited(group.words(swapload(*words)), limit), work)
     found["completion_s"] = found["seconds"]
     return found
 
 
-def program_turn(name, work, share, peak, options):
-    """A program with a share of the memory it needs, and the rest on the system."""
+class Ycsb:
+    """A server with its rows, loaded once; every workload and every limit after that finds them there."""
+
+    def __init__(self, options, group):
+        self.options = options
+        self.records = options.mib * (1 << 20) // ROW_BYTES
+        self.server = Redis(group)
+        try:
+            self.words("A", 0, "--load-only")
+        except BaseException:
+            self.close()
+            raise
+
+    def words(self, letter, operations, *more):
+        limit = self.options.seconds * 6 + GRACE_SECONDS
+        done = zoned.limited(swapload("ycsb", "--server", self.server.socket, "--workload", letter, "--records", self.records,
+                                      "--operations", operations, "--seconds", self.options.seconds, *more), limit)
+        return answer(done, f"ycsb-{letter.lower()}")
+
+    def run(self, work):
+        letter = work[-1].upper()
+        # A scan is fifty rows in the mean.
+        operations = max(1, self.options.operations // (20 if letter == "E" else 1))
+        found = self.words(letter, operations, "--loaded")
+        # What all the operations take at that rate: the time may have ended sooner.
+        found["completion_s"] = operations / found["per_s"]
+        return found
+
+    def close(self):
+        self.server.close()
+
+
+# --- Turns ---------------------------------------------------------------------------------------
+# A turn is one system's with one device: several workloads, each a part of the result. It yields (part, what was found), so
+# that what was measured before something failed stays.
+
+
+def ycsb_turn(name, works, peaks, options):
+    """Redis on the system, with less and less of the memory that it needs."""
+    with systems.Swap(systems.SYSTEMS[name](options)) as system, Group(swap_bytes=options.size << 20) as group:
+        served = Ycsb(options, group)
+        try:
+            for share in sorted(options.memory, reverse=True):
+                group.limit(int(peaks["ycsb"]["bytes"] * share / 100))
+                for work in works:
+                    before = group.counts()
+                    found = served.run(work)
+                    found.update({key: value - before.get(key, 0) for key, value in group.counts().items()})
+                    if found.get("oom_kill"):
+                        raise zoned.Failed(f"{work}: {found['oom_kill']} processes were killed for lack of memory")
+                    yield f"{work} {share} %", {**found, "device": system.stat()}
+        finally:
+            served.close()
+
+
+def compute_turn(name, works, peaks, options):
+    """Programs on the system, each with shares of the memory that it needs."""
     with systems.Swap(systems.SYSTEMS[name](options)) as system:
-        with Group(int(peak * share / 100), options.size << 20) as group:
-            found = run_program(work, options, group)
-            found.update(group.counts())
-        found["device"] = system.stat()
-    if found.get("oom_kill"):
-        raise zoned.Failed(f"{work}: {found['oom_kill']} processes were killed for lack of memory")
-    return found
+        for work in works:
+            for share in options.memory:
+                with Group(int(peaks[work]["bytes"] * share / 100), options.size << 20) as group:
+                    try:
+                        found = run_program(work, options, group)
+                    except zoned.Failed as error:
+                        raise zoned.Failed(f"{error}; the group's counts: {group.counts()}; the device's: "
+                                           f"{json.dumps(system.stat().get('counters', {}))}") from error
+                    found.update(group.counts())
+                if found.get("oom_kill"):
+                    raise zoned.Failed(f"{work}: {found['oom_kill']} processes were killed for lack of memory")
+                yield f"{work} {share} %", {**found, "device": system.stat()}
 
 
-def fio_turn(name, work, options):
+def fio_turn(name, works, _, options):
     """Requests to the device itself, of which half of each buffer compresses, and none is like another."""
-    mode, kib, depth = FIO[work.removeprefix("fio-")]
     system = systems.SYSTEMS[name](options)
     path = system.open()
     try:
@@ -169,18 +219,21 @@ def fio_turn(name, work, options):
         fill = zoned.limited([*common, "--name=fill", "--rw=write", "--bs=128k", "--iodepth=4"], GRACE_SECONDS)
         if fill.status != 0:
             raise zoned.Failed(f"fio: {fill.why()}")
-        done = zoned.limited([*common, f"--name={mode}", f"--rw={mode}", f"--bs={kib}k", f"--iodepth={depth}", "--time_based",
-                              f"--runtime={int(options.seconds * 1000)}ms"], options.seconds + GRACE_SECONDS)
-        if done.status != 0:
-            raise zoned.Failed(f"fio: {done.why()}")
-        job = json.loads(re.sub(r"^[^{]*", "", done.out, count=1))["jobs"][0]
-        verb = job["read" if "read" in mode else "write"]
-        if job["error"] or not verb["total_ios"]:
-            raise zoned.Failed(f"fio: error {job['error']}, {verb['total_ios']} requests done")
-        places = verb["clat_ns"].get("percentile", {})
-        return {"operations": verb["total_ios"], "per_s": verb["iops"], "bytes_per_s": verb["bw_bytes"],
-                "mean_us": verb["clat_ns"]["mean"] / 1000, "p50_us": places.get("50.000000", 0) / 1000,
-                "p99_us": places.get("99.000000", 0) / 1000, "device": system.stat()}
+        for work in works:
+            mode, kib, depth = FIO[work.removeprefix("fio-")]
+            done = zoned.limited([*common, f"--name={mode}", f"--rw={mode}", f"--bs={kib}k", f"--iodepth={depth}",
+                                  "--time_based", f"--runtime={int(options.seconds * 1000)}ms"],
+                                 options.seconds + GRACE_SECONDS)
+            if done.status != 0:
+                raise zoned.Failed(f"fio: {done.why()}")
+            job = json.loads(re.sub(r"^[^{]*", "", done.out, count=1))["jobs"][0]
+            verb = job["read" if "read" in mode else "write"]
+            if job["error"] or not verb["total_ios"]:
+                raise zoned.Failed(f"fio: error {job['error']}, {verb['total_ios']} requests done")
+            places = verb["clat_ns"].get("percentile", {})
+            yield work, {"operations": verb["total_ios"], "per_s": verb["iops"], "bytes_per_s": verb["bw_bytes"],
+                         "mean_us": verb["clat_ns"]["mean"] / 1000, "p50_us": places.get("50.000000", 0) / 1000,
+                         "p99_us": places.get("99.000000", 0) / 1000, "device": system.stat()}
     finally:
         system.close()
 
@@ -316,41 +369,109 @@ def available(options):
     return found, missing
 
 
-def peak_of(work, options):
-    """The memory that a program needs, measured without a limit and without swap."""
+def peak_of(works, options):
+    """The memory that a program needs, measured without a limit and without swap; and how fast it is then."""
     with Group() as group:
-        found = run_program(work, options, group)
-        return group.peak(), {key: found.get(key) for key in ("per_s", "completion_s", "mean_us", "p99_us")}
-
-
-def measure(options, names, samples, peaks):
-    for work in options.workloads:
-        if work.startswith("fio-"):
-            parts = [(work, lambda name, work=work: fio_turn(name, work, options))]
-        else:
+        if works[0].startswith("ycsb-"):
+            served = Ycsb(options, group)
             try:
-                peak, free = peak_of(work, options)
+                free = {work: served.run(work) for work in works}
+            finally:
+                served.close()
+        else:
+            free = {works[0]: run_program(works[0], options, group)}
+        return {"bytes": group.peak(), **{work: {key: found.get(key) for key in ("per_s", "completion_s", "mean_us", "p99_us")}
+                                          for work, found in free.items()}}
+
+
+class TimeIsUp(Exception):
+    """The turns that are still to come are left out."""
+
+
+def can_take(turn, name):
+    """zswap is no device: requests to the disk behind it would be measured."""
+    return turn is not fio_turn or systems.SYSTEMS[name].has_device
+
+
+class Run:
+    """The turns of a run, and what they gave."""
+
+    def __init__(self, options, names):
+        self.options, self.names = options, names
+        self.samples, self.peaks, self.seconds = {}, {}, {}
+        self.deadline = time.monotonic() + options.minutes * 60 if options.minutes else math.inf
+        self.left_out = 0
+
+    def stages(self):
+        """(kind of turn, its workloads): the workloads of one stage share a device, and a turn of it is one system's."""
+        chosen = self.options.workloads
+        fio = [work for work in chosen if work.startswith("fio-")]
+        # Reads first: they find what the fill has left.
+        yield fio_turn, sorted(fio, key=lambda work: "write" in work)
+        yield ycsb_turn, [work for work in chosen if work.startswith("ycsb-")]
+        yield compute_turn, [work for work in chosen if not work.startswith(("fio-", "ycsb-"))]
+
+    def parts(self, turn, works):
+        shares = [] if turn is fio_turn else sorted(self.options.memory, reverse=True)
+        return [f"{work} {share} %" for work in works for share in shares] if shares else list(works)
+
+    def find_peaks(self, turn, works):
+        """Gives the workloads that can run here."""
+        if turn is fio_turn:
+            return works
+        groups = [works] if turn is ycsb_turn else [[work] for work in works]
+        able = []
+        for group in groups:
+            key = "ycsb" if turn is ycsb_turn else group[0]
+            try:
+                self.peaks[key] = peak_of(group, self.options)
+                able += group
+                say(f"{key}: {self.peaks[key]['bytes'] >> 20} MiB without a limit")
             except (zoned.Failed, zoned.Missing) as error:
-                say(f"FAILED {work} without a limit: {error}")
-                samples[work] = {"without swap": [{"round": 0, "failed": str(error)}]}
-                continue
-            peaks[work] = {"bytes": peak, **free}
-            say(f"{work}: {peak >> 20} MiB without a limit")
-            parts = [(f"{work} {share} %", lambda name, share=share, work=work, peak=peak:
-                      program_turn(name, work, share, peak, options)) for share in options.memory]
-        able = [name for name in names if systems.SYSTEMS[name].has_device or not work.startswith("fio-")]
-        for part, turn in parts:
-            samples[part] = {name: [] for name in able}
-            for number in range(options.rounds):
-                order = able[number % len(able):] + able[:number % len(able)] if able else []
+                say(f"FAILED {key} without a limit: {error}")
+                for work in group:
+                    self.samples[work] = {"without swap": [{"round": 0, "failed": str(error)}]}
+        return able
+
+    def take(self, turn, works, name, number):
+        begun = time.monotonic()
+        if begun > self.deadline:
+            raise TimeIsUp
+        missing = self.parts(turn, works)
+        try:
+            for part, found in turn(name, works, self.peaks, self.options):
+                missing.remove(part)
+                self.samples[part][name].append({"round": number, **found})
+        except (zoned.Failed, zoned.Missing, OSError) as error:
+            say(f"FAILED {name} at {missing[0] if missing else 'its end'}, round {number + 1}: {error}")
+            for part in missing or self.parts(turn, works)[-1:]:
+                self.samples[part][name].append({"round": number, "failed": str(error)})
+        kind = turn.__name__.removesuffix("_turn")
+        took = time.monotonic() - begun
+        self.seconds.setdefault(kind, []).append(took)
+        say(f"round {number + 1}, {kind}, {name}: {took:.0f} s")
+
+    def measure(self):
+        stages = []
+        for turn, works in self.stages():
+            works = self.find_peaks(turn, works) if works else []
+            if works:
+                stages.append((turn, works))
+                names = [name for name in self.names if can_take(turn, name)]
+                self.samples.update({part: {name: [] for name in names} for part in self.parts(turn, works)})
+        # Rounds outermost: a run that ends early has whole rounds, and systems that are compared have had turns alike.
+        for number in range(self.options.rounds):
+            order = self.names[number % len(self.names):] + self.names[:number % len(self.names)]
+            for turn, works in stages:
                 for name in order:
+                    if not can_take(turn, name):
+                        continue
                     try:
-                        samples[part][name].append({"round": number, **turn(name)})
-                    except (zoned.Failed, zoned.Missing, OSError) as error:
-                        samples[part][name].append({"round": number, "failed": str(error)})
-                        say(f"FAILED {name} at {part}, round {number + 1}: {error}")
-            say(f"{part}: " + ", ".join(f"{name} {median(turns, 'per_s'):,.0f}" for name, turns in samples[part].items()
-                                        if median(turns, "per_s")) + " operations/s")
+                        self.take(turn, works, name, number)
+                    except TimeIsUp:
+                        self.left_out += 1
+        if self.left_out:
+            say(f"the time (--minutes) was up: {self.left_out} turns are left out")
 
 
 def run(options):
@@ -359,21 +480,26 @@ def run(options):
     names, missing = available(options)
     if not names:
         raise zoned.Failed("none of the systems can be had here")
-    samples, peaks = {}, {}
+    turns = Run(options, names)
+    samples, peaks = turns.samples, turns.peaks
     try:
-        measure(options, names, samples, peaks)
+        turns.measure()
     except KeyboardInterrupt:
         say("interrupted: what was measured until now follows")
     table = list(rows(samples))
     document = {
         "schema": "storlab-result-1", "name": "bench/swap", "title": "Swap to remote memory, and its peers",
         "started": started, "seed": 1,
-        "about": "Swap devices take turns at workloads on one kernel, each turn with a device made anew. Programs run in a "
+        "about": "Swap devices take turns at workloads on one kernel, each turn with a device made anew: one for all of fio, one "
+                 "for Redis, which is loaded once and then gets less and less memory, one for the programs. They run in a "
                  "control group with a share of the memory that they need. Medians of rounds; ratios are medians of the ratio "
                  "in each round, and over several workloads their geometric mean.",
         "parameters": {"rounds": options.rounds, "seconds": options.seconds, "size_mib": options.size, "mib": options.mib,
+                       "compute_mib": options.compute_mib,
                        "cache_mib": options.cache, "link": options.link, "nodes": options.nodes,
-                       "operations": options.operations, "fio": zoned.must(["fio", "--version"]), "peak": peaks,
+                       "operations": options.operations, "turns_left_out": turns.left_out,
+                       "turn_seconds": {kind: statistics.median(took) for kind, took in turns.seconds.items()},
+                       "fio": zoned.must(["fio", "--version"]), "peak": peaks,
                        **{name: systems.SYSTEMS[name].about for name in names},
                        **{name: f"missing: {why}" for name, why in missing.items()}},
         "machine": zoned.machine(), "summary": list(charts.summary(talk_ratio(samples))),

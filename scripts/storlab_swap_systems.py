@@ -14,8 +14,9 @@ import storlab_zoned as zoned
 
 NODE_PORTS = (7201, 7202)
 ZONE_MIB = 16
-# Beyond the swap device's size, for zones that are open, in reserve, or being emptied.
+# Beyond the swap device's size, for zones that are open, in reserve, or being emptied: half as much again, or so many zones.
 ZNS_EXTRA = 1.5
+ZNS_EXTRA_ZONES = 10
 NBD_DEVICE = "/dev/nbd0"
 
 
@@ -196,7 +197,8 @@ class Znswap(Ublk):
 
     def arguments(self):
         words = super().arguments()
-        size = -(-int(self.options.size * ZNS_EXTRA) // ZONE_MIB) * ZONE_MIB
+        zones = max(-(-int(self.options.size * ZNS_EXTRA) // ZONE_MIB), -(-self.options.size // ZONE_MIB) + ZNS_EXTRA_ZONES)
+        size = zones * ZONE_MIB
         self.zns = zoned.must([zoned.binary("ublk-zns"), "add", "--size", f"{size}MiB", "--zone-size", f"{ZONE_MIB}MiB",
                                "--profile", "femu-tlc"]).splitlines()[-1]
         no_scheduler(self.zns)

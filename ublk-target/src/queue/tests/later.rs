@@ -387,3 +387,33 @@ proptest! {
         }
     }
 }
+
+/// Answers what it was asked in the same turn, each for a little later.
+struct Together(Vec<u16>);
+
+impl QueueHandler for Together {
+    fn handle(&mut self, request: &Request, _: &mut Payload<'_>) -> Reply {
+        self.0.push(request.tag);
+        Reply::pending()
+    }
+
+    fn turn(&mut self, io: &mut dyn QueueIo) {
+        for tag in self.0.drain(..) {
+            io.complete(tag, Reply::at(Ok(Done::Whole), START_NS + 500));
+        }
+    }
+}
+
+#[test]
+fn answers_that_come_together_cost_one_look_at_the_clock() {
+    let looks = |tags: u16| {
+        let arrivals: Vec<_> = (0..tags).map(|tag| (0, tag)).collect();
+        let mut kernel = Kernel::new(Ok(Op::Read), tags, &arrivals);
+        serve(&mut kernel, settings(tags), &mut Together(Vec::new()), &QueueStats::new(0)).unwrap();
+        assert_eq!(kernel.committed.len(), usize::from(tags));
+        assert!(kernel.committed.iter().all(|done| done.at_ns >= START_NS + 500));
+        let looks = *kernel.looks.borrow();
+        looks
+    };
+    assert_eq!(looks(8), looks(1));
+}
