@@ -412,8 +412,7 @@ fn answers_that_come_together_cost_one_look_at_the_clock() {
         serve(&mut kernel, settings(tags), &mut Together(Vec::new()), &QueueStats::new(0)).unwrap();
         assert_eq!(kernel.committed.len(), usize::from(tags));
         assert!(kernel.committed.iter().all(|done| done.at_ns >= START_NS + 500));
-        let looks = *kernel.looks.borrow();
-        looks
+        *kernel.looks.borrow()
     };
     assert_eq!(looks(8), looks(1));
 }
